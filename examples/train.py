@@ -1,0 +1,33 @@
+"""Train a model from a YAML recipe, on one or many processes.
+
+python examples/train.py --config examples/configs/phantom.yaml training.max_steps=100
+accelerate launch examples/train.py --config examples/configs/phantom.yaml
+"""
+
+import argparse
+import logging
+import sys
+
+from galip_hf.errors import GalipError
+from galip_hf.recipe import load_recipe, run_recipe
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description="Train a model from a YAML recipe.")
+    parser.add_argument("--config", required=True, help="recipe, for example examples/configs/phantom.yaml")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="for example training.max_steps=100")
+    arguments = parser.parse_args()
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    logging.getLogger("httpx").setLevel(logging.WARNING)
+    try:
+        recipe = load_recipe(arguments.config, arguments.overrides)
+        run_recipe(recipe)
+    except GalipError as error:
+        print(f"train.py: {error}", file=sys.stderr)
+        return 2
+    print(f"model: {recipe.training.output_path / 'model'}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

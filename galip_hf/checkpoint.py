@@ -1,0 +1,45 @@
+"""Checkpoints of a training run: written beside and renamed, so that a whole one is always there."""
+
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from .errors import GalipError
+
+_STATE = "state.pt"
+
+
+def save_checkpoint(directory: Path, state: dict[str, Any]) -> None:
+    """Write `state` (tensors and plain values) to `directory`, replacing what was there once the new one is whole."""
+    temporary = directory.with_name(f".{directory.name}.{os.getpid()}.tmp")
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
+    try:
+        torch.save(state, temporary / _STATE)
+        directory.mkdir(exist_ok=True)
+        os.replace(temporary / _STATE, directory / _STATE)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def load_checkpoint(directory: Path) -> dict[str, Any] | None:
+    """Read a checkpoint without running code from it; None where there is none.
+
+    Raises:
+        GalipError: an unreadable checkpoint.
+    """
+    path = directory / _STATE
+    if not path.is_file():
+        return None
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch.load raises a different type for each kind of damage
+        raise GalipError(
+            f"{path}: not readable as a checkpoint ({str(error).splitlines()[0]}); delete it to start anew"
+        ) from None
+
+
+__all__ = ["load_checkpoint", "save_checkpoint"]

@@ -1,0 +1,244 @@
+"""Configuration of the I2I-Galip generator: everything that inference needs besides the weights.
+
+Source: Korkmaz & Patel, "I2I-Galip: Unsupervised Medical Image Translation Using Generative Adversarial CLIP",
+MIDL 2025, PMLR 301:748-762.
+"""
+
+import copy
+from typing import Any, Literal
+
+from huggingface_hub.dataclasses import strict
+from transformers import PreTrainedConfig
+
+from .errors import GalipError
+
+MODALITIES = ("MR", "CT")
+
+# The paper's IXI prompts, verbatim: the method is sensitive to the wording.
+IXI_DOMAINS: tuple[dict[str, Any], ...] = tuple(
+    {
+        "name": name,
+        "prompt": f"this MRI is {name}-weighted",
+        "modality": "MR",
+        "intensity": {"rule": "percentile", "lower": 0.0, "upper": 99.5},
+    }
+    for name in ("T1", "T2", "PD")
+)
+
+# Keys that transformers itself writes into, or passes with, a configuration.
+_KEYS_OF_TRANSFORMERS = {
+    "model_type",
+    "name_or_path",
+    "_name_or_path",
+    "_commit_hash",
+    "auto_map",
+    "torch_dtype",
+    "num_labels",
+    "attn_implementation",
+    "experts_implementation",
+    "output_attentions",
+    "_attn_implementation_internal",
+    "_experts_implementation_internal",
+}
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+def validate_intensity_rule(rule: Any, where: str) -> None:
+    """Check one domain's intensity rule.
+
+    The rules are `{"rule": "percentile", "lower": P, "upper": Q}` (percentiles of the volume, 0 <= P < Q <= 100),
+    `{"rule": "window", "lower": A, "upper": B}` (the file's units, HU for CT, A < B) and `{"rule": "none"}` (values
+    are in [0, 1] already).
+
+    Raises:
+        GalipError: naming `where` and what does not fit.
+    """
+    keys = {"percentile": {"rule", "lower", "upper"}, "window": {"rule", "lower", "upper"}, "none": {"rule"}}
+    if not isinstance(rule, dict) or rule.get("rule") not in keys:
+        raise GalipError(f"{where}: intensity is {rule!r}; expected a dict with 'rule' one of {', '.join(keys)}")
+    if set(rule) != keys[rule["rule"]]:
+        raise GalipError(
+            f"{where}: intensity rule {rule['rule']!r} has keys {sorted(rule)}; expected {sorted(keys[rule['rule']])}"
+        )
+    if rule["rule"] == "none":
+        return
+    lower, upper = rule["lower"], rule["upper"]
+    if not (_is_number(lower) and _is_number(upper) and lower < upper):
+        raise GalipError(f"{where}: intensity window is {lower!r}..{upper!r}; expected two numbers, lower < upper")
+    if rule["rule"] == "percentile" and not (lower >= 0 and upper <= 100):
+        raise GalipError(f"{where}: percentiles are {lower}..{upper}; expected 0 <= lower < upper <= 100")
+
+
+def validate_domains(domains: Any) -> None:
+    """Check a list of domains (`name`, `prompt`, `modality`, `intensity`); raises GalipError at the first fault."""
+    if not isinstance(domains, (list, tuple)) or not domains:
+        raise GalipError(f"domains: found {domains!r}; expected a list of at least one domain")
+    expected = {"name", "prompt", "modality", "intensity"}
+    for index, domain in enumerate(domains):
+        where = f"domains[{index}]"
+        if not isinstance(domain, dict) or set(domain) != expected:
+            found = sorted(domain) if isinstance(domain, dict) else domain
+            raise GalipError(f"{where}: found {found!r}; expected a dict with exactly the keys {sorted(expected)}")
+        for key in ("name", "prompt"):
+            if not isinstance(domain[key], str) or not domain[key].strip():
+                raise GalipError(f"{where}: {key} is {domain[key]!r}; expected a non-empty string")
+        if domain["modality"] not in MODALITIES:
+            raise GalipError(f"{where}: modality is {domain['modality']!r}; expected one of {', '.join(MODALITIES)}")
+        validate_intensity_rule(domain["intensity"], where)
+    names = [domain["name"] for domain in domains]
+    if len(set(names)) != len(names):
+        raise GalipError(f"domains: names {names} are not distinct; give each domain its own name")
+
+
+@strict
+class GalipConfig(PreTrainedConfig):
+    """Architecture, domains and prompts of a `GalipForImageTranslation`.
+
+    An unknown or misspelt key is an error, from Python and from `config.json`.
+
+    Args:
+        base_channels: width of the first level; level i has `base_channels * channel_multipliers[i]` channels.
+        channel_multipliers: one multiplier a level; each level after the first halves height and width.
+        blocks_per_level: residual blocks of an encoder level (a decoder level has one more).
+        attention_rates: down-sampling rates at which each residual block is followed by a spatial transformer.
+        transformer_depth: attention blocks in a spatial transformer.
+        attention_head_width: channels of one attention head; heads = channels / attention_head_width.
+        feed_forward_multiplier: hidden width of the GEGLU feed-forward over its input width.
+        norm_groups: groups of every GroupNorm; must divide every width.
+        label_width: width of the target-domain embedding that is added in each residual block.
+        text_conditioning: `tokens` (cross-attention on all token states of the prompt, the authors' released
+            code) or `pooled` (on the one text embedding, the paper's notation and parameter count).
+        text_width: width of the text tower's token states.
+        text_length: number of token states of a prompt, padding included.
+        text_embedding_width: width of the pooled text embedding.
+        image_size: edge length, in pixels, of the slices the model was trained on. Any size can be translated.
+        domains: the image domains, in the order of their labels. Each is a dict with `name`, `prompt` (verbatim),
+            `modality` (`MR` or `CT`) and `intensity` (see `validate_intensity_rule`).
+
+    Raises:
+        GalipError: an unknown key, or a value out of range. A wrong type raises huggingface_hub's
+            StrictDataclassFieldValidationError, which names the field.
+    """
+
+    model_type = "galip"
+
+    base_channels: int = 32
+    channel_multipliers: list[int] | tuple[int, ...] = (1, 1, 2, 2, 4, 4)
+    blocks_per_level: int = 2
+    attention_rates: list[int] | tuple[int, ...] = (8, 16, 32)
+    transformer_depth: int = 1
+    attention_head_width: int = 32
+    feed_forward_multiplier: int = 4
+    norm_groups: int = 32
+    label_width: int = 128
+    text_conditioning: Literal["tokens", "pooled"] = "tokens"
+    text_width: int = 768
+    text_length: int = 256
+    text_embedding_width: int = 512
+    image_size: int = 256
+    domains: list[dict[str, Any]] | tuple[dict[str, Any], ...] = IXI_DOMAINS
+
+    def __post_init__(self, **kwargs: Any) -> None:
+        unknown = sorted(set(kwargs) - _KEYS_OF_TRANSFORMERS)
+        if unknown:
+            raise GalipError(
+                f"GalipConfig: unknown key {', '.join(map(repr, unknown))}; known keys: {', '.join(self._own_keys())}"
+            )
+        # Lists, and copies of their own: so that a reloaded configuration equals the saved one.
+        self.channel_multipliers = list(self.channel_multipliers)
+        self.attention_rates = list(self.attention_rates)
+        self.domains = copy.deepcopy(list(self.domains))
+        super().__post_init__(**kwargs)
+        # `strict` would call it too, but wraps what it raises into two lines.
+        self.validate_architecture()
+
+    @classmethod
+    def _own_keys(cls) -> list[str]:
+        return [name for name in cls.__annotations__ if name != "model_type"]
+
+    @classmethod
+    def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
+        """As in `PreTrainedConfig`, but overrides are validated and an unused keyword argument is an error."""
+        wants_unused = kwargs.pop("return_unused_kwargs", False)
+        config, unused = super().from_dict(config_dict, return_unused_kwargs=True, **kwargs)
+        config.validate()
+        if wants_unused:
+            return config, unused
+        if unused:
+            raise GalipError(
+                f"GalipConfig: unknown key {', '.join(map(repr, sorted(unused)))}; "
+                f"known keys: {', '.join(cls._own_keys())}"
+            )
+        return config
+
+    def validate_architecture(self) -> None:
+        """Cross-check the fields; called by `strict` at construction, load and save."""
+        super().validate_architecture()
+        limits = {
+            "base_channels": 1024,
+            "blocks_per_level": 16,
+            "transformer_depth": 16,
+            "attention_head_width": 1024,
+            "feed_forward_multiplier": 16,
+            "norm_groups": 1024,
+            "label_width": 4096,
+            "text_width": 8192,
+            "text_length": 4096,
+            "text_embedding_width": 8192,
+            "image_size": 4096,
+        }
+        for name, limit in limits.items():
+            value = getattr(self, name)
+            if not 1 <= value <= limit:
+                raise GalipError(f"GalipConfig: {name} is {value}; expected 1..{limit}")
+        self._validate_levels()
+        validate_domains(self.domains)
+
+    def _validate_levels(self) -> None:
+        multipliers = self.channel_multipliers
+        if not 1 <= len(multipliers) <= 8 or any(not 1 <= value <= 64 for value in multipliers):
+            raise GalipError(f"GalipConfig: channel_multipliers are {multipliers}; expected 1 to 8 numbers of 1..64")
+        rates = [2**level for level in range(len(multipliers))]
+        if not set(self.attention_rates) <= set(rates):
+            raise GalipError(f"GalipConfig: attention_rates are {self.attention_rates}; the levels' rates are {rates}")
+        for rate, width in zip(rates, self.level_channels, strict=True):
+            if width % self.norm_groups:
+                raise GalipError(f"GalipConfig: norm_groups {self.norm_groups} does not divide the width {width}")
+            if rate in self.attention_rates and width % self.attention_head_width:
+                raise GalipError(
+                    f"GalipConfig: attention_head_width {self.attention_head_width} does not divide the width {width}"
+                )
+
+    @property
+    def level_channels(self) -> list[int]:
+        """Channels of each level, finest first."""
+        return [self.base_channels * multiplier for multiplier in self.channel_multipliers]
+
+    @property
+    def domain_names(self) -> list[str]:
+        """Names of the domains, in the order of their labels."""
+        return [domain["name"] for domain in self.domains]
+
+    @property
+    def prompts(self) -> list[str]:
+        """Prompts of the domains, in the order of their labels."""
+        return [domain["prompt"] for domain in self.domains]
+
+    @property
+    def prompt_states_shape(self) -> tuple[int, int]:
+        """(tokens, width) of one prompt's states, as the cross-attention sees them."""
+        if self.text_conditioning == "pooled":
+            return 1, self.text_embedding_width
+        return self.text_length, self.text_width
+
+    def domain_index(self, name: str) -> int:
+        """Label of the domain called `name`; raises GalipError listing the known names."""
+        if name not in self.domain_names:
+            raise GalipError(f"domain {name!r} is unknown to this model; it has {', '.join(self.domain_names)}")
+        return self.domain_names.index(name)
+
+
+__all__ = ["IXI_DOMAINS", "GalipConfig", "validate_domains", "validate_intensity_rule"]

@@ -1,0 +1,188 @@
+"""Unpaired sampling for training: which two slices, of which two domains, make up each item of an epoch.
+
+The paper draws x_A and x_B at random from two domains ("unpaired"). Here the draw is a plan, made once an
+epoch as a function of (seed, epoch) alone, so that item i is the same in every worker and after a resume:
+
+- each ordered pair of different domains occurs equally often (to within one), in shuffled order;
+- each domain's slices are used in shuffled order, none twice before all were used once;
+- the two slices of an item come from different subjects: where the shuffled order puts one subject in both
+  places, slices are exchanged with another item. Only when no exchange helps (one subject owns most slices)
+  is a slice repeated, and only when both domains have one and the same subject do the two slices share it.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import permutations
+from typing import Any
+
+import datasets
+import numpy as np
+import torch
+
+from ..errors import GalipError
+from .table import SliceReader, domain_rows
+
+_FIRST_DRAW = 64  # slots tried first when looking for an exchange
+
+
+@dataclass(frozen=True)
+class EpochPlan:
+    """Items of one epoch; the last axis is (a, b).
+
+    `rows`: (N, 2) int64 rows of the table. `domains`: (N, 2) int64 domain labels. `flips`: (N, 2) bool.
+    """
+
+    rows: np.ndarray
+    domains: np.ndarray
+    flips: np.ndarray
+
+
+def plan_epoch(
+    rows_of_domain: Sequence[np.ndarray], subject_of_row: np.ndarray, length: int, seed: int, epoch: int
+) -> EpochPlan:
+    """Draw the items of one epoch, as the module describes.
+
+    Args:
+        rows_of_domain: for each domain, the rows of its slices.
+        subject_of_row: (rows,) integer subject of every row of the table.
+        length: number of items, N.
+        seed: of the run.
+        epoch: number of the epoch, from 0.
+    """
+    rng = np.random.default_rng([seed, epoch])
+    pairs = np.array(list(permutations(range(len(rows_of_domain)), 2)))
+    # Whole rounds of all pairs, then a random part of one more: no pair is ahead of another by more than one.
+    rounds = np.tile(np.arange(len(pairs)), length // len(pairs))
+    rest = rng.permutation(len(pairs))[: length % len(pairs)]
+    domains = pairs[rng.permutation(np.concatenate([rounds, rest]))]
+    rows = np.empty((length, 2), dtype=np.int64)
+    for domain, available in enumerate(rows_of_domain):
+        slots = np.flatnonzero(domains.ravel() == domain)
+        repeats = -(-len(slots) // len(available))
+        order = [rng.permutation(available) for _ in range(repeats)]
+        rows.ravel()[slots] = np.concatenate([*order, np.empty(0, dtype=np.int64)])[: len(slots)]
+    _separate_subjects(rows, domains, rows_of_domain, subject_of_row, rng)
+    return EpochPlan(rows, domains, flips=rng.random((length, 2)) < 0.5)
+
+
+def _separate_subjects(
+    rows: np.ndarray,
+    domains: np.ndarray,
+    rows_of_domain: Sequence[np.ndarray],
+    subject_of_row: np.ndarray,
+    rng: np.random.Generator,
+) -> None:
+    """Exchange slices within their domain, in place, until no item of `rows` shows one subject twice."""
+    domain_of_slot, row_of_slot = domains.ravel(), rows.ravel()
+    slots_of_domain = [np.flatnonzero(domain_of_slot == domain) for domain in range(len(rows_of_domain))]
+    for item in np.flatnonzero(subject_of_row[rows[:, 0]] == subject_of_row[rows[:, 1]]).tolist():
+        subject = subject_of_row[rows[item, 0]]
+        if subject != subject_of_row[rows[item, 1]]:
+            continue  # mended by an earlier exchange
+        slots = (2 * item, 2 * item + 1)
+        if any(_exchange(rows, s, slots_of_domain[domain_of_slot[s]], subject_of_row, rng) for s in slots):
+            continue
+        for slot in slots:
+            available = rows_of_domain[domain_of_slot[slot]]
+            others = available[subject_of_row[available] != subject]
+            if len(others):
+                row_of_slot[slot] = rng.choice(others)
+                break
+
+
+def _exchange(
+    rows: np.ndarray, slot: int, candidates: np.ndarray, subject_of_row: np.ndarray, rng: np.random.Generator
+) -> bool:
+    """Swap the slice in `slot` with that of a candidate slot such that both items then show two subjects.
+
+    Slots number the flattened (N, 2) rows, so that `slot ^ 1` is the other place of the same item.
+    """
+    flat = rows.ravel()
+    # A few random slots nearly always hold a match; all are tried only when they do not.
+    for window in (rng.choice(candidates, _FIRST_DRAW), candidates):
+        fits_here = subject_of_row[flat[window]] != subject_of_row[flat[slot ^ 1]]
+        fits_there = subject_of_row[flat[window ^ 1]] != subject_of_row[flat[slot]]
+        matches = window[fits_here & fits_there]
+        if len(matches):
+            flat[[slot, matches[0]]] = flat[[matches[0], slot]]
+            return True
+    return False
+
+
+class UnpairedSlices(torch.utils.data.Dataset):
+    """Map-style dataset of unpaired slices; an index is a position in the epoch, which is already shuffled.
+
+    So give the DataLoader `shuffle=False`, and call `set_epoch` before each epoch. The epoch number lives in
+    shared memory: persistent workers see the change too.
+
+    Args:
+        table: one split of a table (see `galip_hf.data.table`), memory-mapped; it is never read as a whole.
+        domains: at least two domain names; labels in the items are positions in this sequence. Slices
+            of other domains are not used.
+        seed: of the sampling.
+        horizontal_flip: mirror each slice along its last axis with probability 1/2.
+        length: items an epoch; None means half the number of slices, so that each is seen about once.
+
+    Raises:
+        GalipError: fewer than two domains, a repeated or unknown domain, one without slices, or length < 1.
+    """
+
+    def __init__(
+        self,
+        table: datasets.Dataset,
+        *,
+        domains: Sequence[str],
+        seed: int,
+        horizontal_flip: bool = False,
+        length: int | None = None,
+    ) -> None:
+        if len(domains) < 2 or len(set(domains)) != len(domains):
+            raise GalipError(f"domains: found {list(domains)}; expected at least two different names")
+        self._reader = SliceReader(table)
+        self._rows_of_domain = [domain_rows(table, domain) for domain in domains]
+        for domain, rows in zip(domains, self._rows_of_domain, strict=True):
+            if not len(rows):
+                raise GalipError(
+                    f"domain {domain!r} has no slices in this split; add some or leave the domain out"
+                )
+        subjects = table.data.column("subject").to_numpy()
+        self._subject_of_row = np.unique(subjects, return_inverse=True)[1]
+        self._length = sum(map(len, self._rows_of_domain)) // 2 if length is None else length
+        if self._length < 1:
+            raise GalipError(f"length is {self._length}; expected at least 1 item an epoch")
+        self._seed = seed
+        self._horizontal_flip = horizontal_flip
+        self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
+        self._plan: tuple[int, EpochPlan] | None = None
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the epoch, from 0; the items of an epoch are always the same."""
+        self._epoch.fill_(epoch)
+
+    @property
+    def plan(self) -> EpochPlan:
+        """The items of the current epoch, drawn when first asked for (25 bytes an item)."""
+        epoch = int(self._epoch)
+        if self._plan is None or self._plan[0] != epoch:
+            drawn = plan_epoch(self._rows_of_domain, self._subject_of_row, self._length, self._seed, epoch)
+            self._plan = (epoch, drawn)
+        return self._plan[1]
+
+    def __len__(self) -> int:
+        return self._length
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        """Slices `image_a`, `image_b`, (1, H, W) float32; labels `domain_a`, `domain_b`; `row_a`, `row_b`."""
+        if not 0 <= index < self._length:
+            raise IndexError(f"item {index} of an epoch of {self._length}")
+        plan = self.plan
+        item: dict[str, Any] = {}
+        for place, letter in enumerate("ab"):
+            row = int(plan.rows[index, place])
+            image = self._reader[row]
+            if self._horizontal_flip and plan.flips[index, place]:
+                image = image[:, ::-1]
+            item[f"image_{letter}"] = torch.from_numpy(image[None].copy())
+            item[f"domain_{letter}"] = int(plan.domains[index, place])
+            item[f"row_{letter}"] = row
+        return item

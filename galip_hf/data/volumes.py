@@ -1,0 +1,217 @@
+"""A scan in memory: axial slices in display order, with all that is needed to return to the file's own axes.
+
+World axes are NIfTI's RAS+: +x is the patient's right, +y anterior, +z superior. `Volume.array` is (S, H, W),
+slices from inferior to superior, each as a radiologist's screen shows it: row 0 is anterior, column 0 is
+the patient's right. Axes are only permuted and flipped, never resampled: an oblique scan keeps its voxels,
+and its file axes are matched to the closest world axes (`nibabel.orientations.io_orientation`).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+
+from galip_hf.errors import GalipError
+
+METRE, MICROMETRE = 1, 3  # codes in the low three bits of NIfTI's xyzt_units; all others are taken as mm
+
+
+@dataclass(frozen=True, eq=False)
+class FileLayout:
+    """How the axes of a file map to (slices, rows, columns), and back.
+
+    Attributes:
+        shape: shape of the array in the file; MATLAB's own order for `.mat`.
+        grid: the same as three axes: an axis of 1 added to a 2-D array, trailing axes of 1 removed.
+        axes: the axis of `grid` which becomes slices, rows and columns.
+        flips: whether slices, rows and columns run against the file's axis.
+        header: the NIfTI header, None for a file without geometry.
+    """
+
+    shape: tuple[int, ...]
+    grid: tuple[int, int, int]
+    axes: tuple[int, int, int]
+    flips: tuple[bool, bool, bool] = (False, False, False)
+    header: nib.Nifti1Header | None = None
+
+    @property
+    def affine(self) -> np.ndarray | None:
+        """(4, 4) float64, file voxel indices to RAS+ world coordinates; None for a file without geometry."""
+        return None if self.header is None else self.header.get_best_affine()
+
+    def arrange(self, data: np.ndarray) -> np.ndarray:
+        """The file's array, of `shape`, as a contiguous (S, H, W) array in display order."""
+        reordered = data.reshape(self.grid).transpose(self.axes)
+        return np.ascontiguousarray(np.flip(reordered, self._flipped_axes()))
+
+    def restore(self, array: np.ndarray) -> np.ndarray:
+        """The exact inverse of `arrange`: an (S, H, W) array in the file's axes and shape."""
+        inverse = tuple(int(axis) for axis in np.argsort(self.axes))
+        return np.ascontiguousarray(
+            np.flip(array, self._flipped_axes()).transpose(inverse).reshape(self.shape)
+        )
+
+    def _flipped_axes(self) -> tuple[int, ...]:
+        return tuple(axis for axis, flipped in enumerate(self.flips) if flipped)
+
+
+@dataclass(frozen=True, eq=False)
+class Volume:
+    """One scan, read by `galip_hf.data.readers.read_volume`.
+
+    Attributes:
+        array: (S, H, W) float32, the file's values after its scale factors. Axial, upright slices by the
+            affine; a NIfTI file one voxel thick along a single axis is that one slice, whatever its plane.
+            `.mat` (H, W, S), `.npy`/`.npz` (S, H, W) or (H, W) and PNG keep the order of the file.
+        path: the file read, None for an array made in memory.
+        spacing: mm between slices, rows and columns; (1, 1, 1) where the file has no geometry.
+        source: the way back to the file's own axes.
+    """
+
+    array: np.ndarray
+    path: Path | None
+    spacing: tuple[float, float, float]
+    source: FileLayout
+
+    @classmethod
+    def from_array(cls, array: np.ndarray) -> Volume:
+        """A volume without geometry from (S, H, W), or one slice from (H, W).
+
+        Raises:
+            GalipError: other ranks, an empty axis, complex or non-numeric data, NaN or infinite values.
+        """
+        data = checked_float32(np.asarray(array), "array")
+        layout = slices_first_layout(data.shape, "array")
+        return cls(array=layout.arrange(data), path=None, spacing=(1.0, 1.0, 1.0), source=layout)
+
+    def with_array(self, array: np.ndarray) -> Volume:
+        """The same geometry with new values.
+
+        Args:
+            array: (S, H, W), the shape of `self.array`; stored as float32.
+
+        Raises:
+            GalipError: the shape differs, or the data are not real numbers.
+        """
+        data = np.asarray(array)
+        if data.shape != self.array.shape:
+            raise GalipError(
+                f"array: shape {data.shape} does not match the volume's {self.array.shape}; "
+                "give one value for each voxel, as (slices, rows, columns)"
+            )
+        return replace(self, array=np.ascontiguousarray(_real(data, "array"), dtype=np.float32))
+
+    def to_source_array(self) -> np.ndarray:
+        """`array` put back in the axis order and shape of the file."""
+        return self.source.restore(self.array)
+
+
+def checked_float32(data: np.ndarray, name: str) -> np.ndarray:
+    """`data` as float32, after refusing what is not a finite, real, non-empty array.
+
+    Args:
+        data: any shape.
+        name: the file or argument the message starts with.
+
+    Raises:
+        GalipError: complex or non-numeric data, an axis of length 0, NaN or infinite values (also those
+            beyond float32's range).
+    """
+    if data.size == 0:
+        raise GalipError(
+            f"{name}: the array of shape {data.shape} is empty; expected at least one voxel along each axis"
+        )
+    with np.errstate(over="ignore"):  # overflow becomes inf and is reported below
+        values = _real(data, name).astype(np.float32)
+    bad = ~np.isfinite(values)
+    if bad.any():
+        first = tuple(int(index) for index in np.argwhere(bad)[0])
+        raise GalipError(
+            f"{name}: {int(bad.sum())} of {bad.size} voxels are NaN, infinite or beyond float32, "
+            f"the first at index {first} of shape {values.shape}; replace them with finite values"
+        )
+    return values
+
+
+def slices_first_layout(shape: tuple[int, ...], name: str) -> FileLayout:
+    """The layout of `.npy`, `.npz` and PNG: (S, H, W), or (H, W) for one slice."""
+    if len(shape) not in (2, 3):
+        raise GalipError(
+            f"{name}: the array has shape {shape}; expected (rows, columns) or (slices, rows, columns)"
+        )
+    slices, rows, columns = shape if len(shape) == 3 else (1, *shape)
+    return FileLayout(shape=shape, grid=(slices, rows, columns), axes=(0, 1, 2))
+
+
+def slices_last_layout(shape: tuple[int, ...], name: str) -> FileLayout:
+    """The layout of `.mat` in MATLAB's own axis order: (H, W, S), or (H, W) for one slice."""
+    if len(shape) not in (2, 3):
+        raise GalipError(
+            f"{name}: the array has shape {shape}; expected (rows, columns) or (rows, columns, slices)"
+        )
+    rows, columns, slices = shape if len(shape) == 3 else (*shape, 1)
+    return FileLayout(shape=shape, grid=(rows, columns, slices), axes=(2, 0, 1))
+
+
+def nifti_layout(header: nib.Nifti1Header, name: str) -> FileLayout:
+    """The layout which shows a NIfTI file's voxels as upright axial slices.
+
+    Args:
+        header: its shape may be 2-D, 3-D, or 3-D followed by axes of 1.
+        name: the file the message starts with.
+
+    Raises:
+        GalipError: another rank, an axis of length 0, or an affine that is not finite and invertible.
+    """
+    shape = tuple(int(length) for length in header.get_data_shape())
+    if len(shape) < 2 or any(length != 1 for length in shape[3:]):
+        raise GalipError(
+            f"{name}: the image has shape {shape}; expected one 2-D or 3-D scan, "
+            "so split a series into single volumes"
+        )
+    if min(shape) < 1:
+        raise GalipError(
+            f"{name}: the image of shape {shape} is empty; expected at least one voxel along each axis"
+        )
+    padded = (*shape, 1)[:3]
+    grid = (padded[0], padded[1], padded[2])
+    affine = header.get_best_affine()
+    if not np.isfinite(affine).all() or np.linalg.matrix_rank(affine[:3, :3]) < 3:
+        raise GalipError(
+            f"{name}: the affine {affine[:3].tolist()} is not invertible; correct the file's sform or qform"
+        )
+    orientation = nib.orientations.io_orientation(affine)
+    world_axes = [int(axis) for axis in orientation[:, 0]]
+    ascending = [bool(direction > 0) for direction in orientation[:, 1]]
+    thin = [axis for axis, length in enumerate(grid) if length == 1]
+    through_plane = world_axes[thin[0]] if len(thin) == 1 else 2
+    # Rows descend along the higher world axis left (superior or anterior first), columns along the lower one.
+    second, third = sorted({0, 1, 2} - {through_plane}, reverse=True)
+    axes = (world_axes.index(through_plane), world_axes.index(second), world_axes.index(third))
+    flips = (not ascending[axes[0]], ascending[axes[1]], ascending[axes[2]])
+    return FileLayout(shape=shape, grid=grid, axes=axes, flips=flips, header=header)
+
+
+def nifti_spacing(layout: FileLayout) -> tuple[float, float, float]:
+    """mm between slices, rows and columns of a NIfTI layout, from its affine and spatial unit."""
+    assert layout.header is not None
+    scale = {METRE: 1000.0, MICROMETRE: 0.001}.get(int(layout.header["xyzt_units"]) % 8, 1.0)
+    sizes = nib.affines.voxel_sizes(layout.affine) * scale
+    return (float(sizes[layout.axes[0]]), float(sizes[layout.axes[1]]), float(sizes[layout.axes[2]]))
+
+
+def _real(data: np.ndarray, name: str) -> np.ndarray:
+    if data.dtype.kind == "c" or data.dtype.names == ("real", "imag"):
+        raise GalipError(
+            f"{name}: the data are complex ({data.dtype}); expected real values, so save the magnitude"
+        )
+    if data.dtype.names is not None:
+        raise GalipError(
+            f"{name}: the voxels have several channels {data.dtype.names}; expected one grey value each"
+        )
+    if data.dtype.kind not in "biuf":
+        raise GalipError(f"{name}: the data type {data.dtype} is not numeric; expected integers or floats")
+    return data

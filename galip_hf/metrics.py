@@ -1,0 +1,253 @@
+"""Image quality of a translated volume (PSNR, SSIM, MAE), under named and versioned protocols.
+
+A decibel means nothing without the way it was computed, so there is no bare `psnr` function here: every
+number comes out of `PAPER` or `FIXED`, whose version rises whenever a change of the computation changes the
+numbers. PSNR and SSIM are scikit-image's; SSIM (Wang et al. 2004) uses the Gaussian window (sigma 1.5, 11 x
+11), in 2-D, slice by slice. Arrays passed in are never modified; everything is computed in float64.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from scipy import ndimage
+from skimage.metrics import peak_signal_noise_ratio, structural_similarity
+
+from .errors import GalipError
+
+SSIM_WINDOW = 11  # pixels: what scikit-image derives from sigma 1.5 (truncated at 3.5 sigma)
+PSNR_CEILING = 100.0  # dB; identical images would be infinite, which no mean and no JSON file can hold
+REFERENCE_PERCENTILE = 99.5
+FOREGROUND_FRACTION = 0.01
+
+
+@dataclass(frozen=True)
+class MetricProtocol:
+    """A named way of computing the numbers; `description` is stored in every report beside them."""
+
+    name: str
+    version: int
+    description: str
+
+
+PAPER = MetricProtocol(
+    name="paper",
+    version=1,
+    description=(
+        "Per slice, prediction and target each divided by its own maximum; PSNR (dB, data range 1, at "
+        "most 100), SSIM (1 is identical; 2-D, Gaussian window sigma 1.5, no sample covariance) and MAE "
+        "over the full slice with background; mean over slices; a slice whose prediction or target is "
+        "all zero is skipped and counted. Only for comparison with the paper's tables: it cannot see a "
+        "gain error (a prediction multiplied by a constant scores the same), and one hot pixel rescales "
+        "the whole image."
+    ),
+)
+FIXED = MetricProtocol(
+    name="fixed",
+    version=1,
+    description=(
+        "The prediction is not rescaled. MR: both sides divided by the target volume's 99.5th "
+        "percentile; CT: both sides clipped to a fixed HU window. PSNR (dB, data range 1, at most 100) "
+        "and MAE (fraction of that percentile; HU for CT) over all voxels of the region, SSIM (1 is "
+        "identical; 2-D, Gaussian window sigma 1.5, no sample covariance) averaged over the region. "
+        "Regions: 'masked' is the target's foreground (above 1 % of its 99.5th percentile, largest 3-D "
+        "component, holes filled per slice), 'full' the whole volume with background."
+    ),
+)
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Quality of one volume under one protocol and region.
+
+    Attributes:
+        psnr: dB, at most 100; NaN when every slice was skipped.
+        ssim: 1 is identical; NaN when every slice was skipped.
+        mae: in the unit the protocol states; NaN when every slice was skipped.
+        skipped_slices: slices the protocol could not score (always 0 under `FIXED`).
+    """
+
+    psnr: float
+    ssim: float
+    mae: float
+    skipped_slices: int = 0
+
+
+def foreground_mask(target: np.ndarray) -> np.ndarray:
+    """Voxels of the body: above 1 % of the 99.5th percentile, largest 3-D component, holes filled per slice.
+
+    Args:
+        target: (S, H, W), air near 0 (for CT: scaled from its HU window to [0, 1] first).
+
+    Returns:
+        (S, H, W) bool, at least one voxel True.
+
+    Raises:
+        GalipError: not a finite (S, H, W) volume, or its 99.5th percentile is not positive.
+    """
+    target = _volume("target", target)
+    labels, count = ndimage.label(
+        target > FOREGROUND_FRACTION * _reference_intensity(target)
+    )  # face neighbours
+    if count > 1:
+        sizes = np.bincount(labels.ravel())
+        sizes[0] = 0  # the background
+        labels = labels == sizes.argmax()
+    return np.stack([ndimage.binary_fill_holes(mask) for mask in labels.astype(bool)])
+
+
+def paper_scores(prediction: np.ndarray, target: np.ndarray) -> Scores:
+    """Scores of a volume under `PAPER`: each slice divided by its own maximum, full slice, mean over slices.
+
+    It cannot see a gain error, and one hot pixel rescales a whole image: use `fixed_scores` for anything but
+    a comparison with the paper's tables.
+
+    Args:
+        prediction: (S, H, W), any positive scale.
+        target: (S, H, W), registered with the prediction.
+
+    Raises:
+        GalipError: shapes differ, values are not finite, or slices are smaller than the SSIM window.
+    """
+    prediction, target = _pair(prediction, target)
+    pairs = zip(prediction, target, strict=True)
+    slices = [(p / p.max(), t / t.max()) for p, t in pairs if p.max() > 0 and t.max() > 0]
+    skipped = len(target) - len(slices)
+    if not slices:
+        return Scores(math.nan, math.nan, math.nan, skipped)
+    per_slice = [(_psnr(p, t), _ssim(p, t)[0], float(np.abs(p - t).mean())) for p, t in slices]
+    psnr, ssim, mae = np.mean(per_slice, axis=0).tolist()
+    return Scores(psnr, ssim, mae, skipped)
+
+
+def fixed_scores(
+    prediction: np.ndarray,
+    target: np.ndarray,
+    *,
+    modality: Literal["MR", "CT"] = "MR",
+    window: tuple[float, float] | None = None,
+    mask: np.ndarray | None = None,
+) -> dict[str, Scores]:
+    """Scores of a volume under `FIXED`, the headline protocol: the prediction is judged at its own scale.
+
+    Args:
+        prediction: (S, H, W), in the target's units (MR: any common scale; CT: HU).
+        target: (S, H, W), registered with the prediction.
+        modality: "MR" divides both sides by the target's 99.5th percentile, "CT" clips both to `window`.
+        window: (lowest, highest) HU; for CT only, and then required.
+        mask: (S, H, W) bool foreground of the target, if already known; by default `foreground_mask`.
+
+    Returns:
+        {"masked": Scores, "full": Scores}; MAE as a fraction of that percentile for MR, in HU for CT.
+
+    Raises:
+        GalipError: shapes differ, values are not finite, slices are smaller than the SSIM window, the target
+            has no positive 99.5th percentile, or modality, window or mask is unfit.
+    """
+    prediction, target = _pair(prediction, target)
+    if modality == "CT":
+        low, high = _checked_window(window)
+        unit = high - low
+        prediction, target = ((np.clip(side, low, high) - low) / unit for side in (prediction, target))
+    elif modality == "MR":
+        if window is not None:
+            raise GalipError(
+                f"window: got {window} for modality 'MR'; a HU window is for modality 'CT', leave it out"
+            )
+        reference, unit = _reference_intensity(target), 1.0
+        prediction, target = prediction / reference, target / reference
+    else:
+        raise GalipError(f"modality: got {modality!r}, expected 'MR' or 'CT'")
+    mask = foreground_mask(target) if mask is None else _checked_mask(mask, target.shape)
+
+    similarity = [_ssim(p, t) for p, t in zip(prediction, target, strict=True)]
+    error = np.abs(prediction - target)
+    masked = Scores(
+        psnr=_psnr(prediction[mask], target[mask]),
+        ssim=float(np.stack([map_ for _, map_ in similarity])[mask].mean()),
+        mae=float(error[mask].mean()) * unit,
+    )
+    full = Scores(
+        psnr=_psnr(prediction, target),
+        ssim=float(np.mean([mean for mean, _ in similarity])),
+        mae=float(error.mean()) * unit,
+    )
+    return {"masked": masked, "full": full}
+
+
+def _psnr(prediction: np.ndarray, target: np.ndarray) -> float:
+    with np.errstate(divide="ignore"):  # identical images
+        return min(float(peak_signal_noise_ratio(target, prediction, data_range=1)), PSNR_CEILING)
+
+
+def _ssim(prediction: np.ndarray, target: np.ndarray) -> tuple[float, np.ndarray]:
+    """The mean over one slice (scikit-image leaves out the 5-pixel border of cut windows), and the map."""
+    mean, ssim_map = structural_similarity(
+        target,
+        prediction,
+        gaussian_weights=True,
+        sigma=1.5,
+        use_sample_covariance=False,
+        data_range=1,
+        full=True,
+    )
+    return float(mean), ssim_map
+
+
+def _volume(name: str, array: np.ndarray) -> np.ndarray:
+    """(S, H, W) float64, checked. May be the caller's own array: read only."""
+    array = np.asarray(array)
+    if array.ndim != 3 or array.size == 0:
+        raise GalipError(f"{name}: got shape {array.shape}, expected a volume (slices, height, width)")
+    if array.dtype.kind not in "fiub":
+        raise GalipError(f"{name}: got dtype {array.dtype}, expected real numbers; convert it to float32")
+    array = array.astype(np.float64, copy=False)
+    if not np.isfinite(array).all():
+        count = int((~np.isfinite(array)).sum())
+        raise GalipError(
+            f"{name}: got {count} NaN or infinite values, expected finite ones; check where it was made"
+        )
+    return array
+
+
+def _pair(prediction: np.ndarray, target: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    prediction, target = _volume("prediction", prediction), _volume("target", target)
+    if prediction.shape != target.shape:
+        raise GalipError(
+            f"prediction: got shape {prediction.shape}, expected {target.shape} like the target; "
+            "register and resample"
+        )
+    if min(target.shape[1:]) < SSIM_WINDOW:
+        raise GalipError(
+            f"target: got slices of {target.shape[1]} x {target.shape[2]} pixels, "
+            f"expected at least {SSIM_WINDOW} x {SSIM_WINDOW}, the window of SSIM"
+        )
+    return prediction, target
+
+
+def _reference_intensity(target: np.ndarray) -> float:
+    reference = float(np.percentile(target, REFERENCE_PERCENTILE))
+    if reference <= 0:
+        raise GalipError(
+            f"target: got a 99.5th percentile of {reference:g}, expected a positive one; is the volume blank?"
+        )
+    return reference
+
+
+def _checked_window(window: tuple[float, float] | None) -> tuple[float, float]:
+    if window is None or len(window) != 2 or not -math.inf < window[0] < window[1] < math.inf:
+        raise GalipError(
+            f"window: got {window}, expected (lowest, highest) HU for modality 'CT', such as (-1024, 2000)"
+        )
+    return float(window[0]), float(window[1])
+
+
+def _checked_mask(mask: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    mask = np.asarray(mask)
+    if mask.dtype != bool or mask.shape != shape or not mask.any():
+        raise GalipError(
+            f"mask: got {mask.dtype} {mask.shape} with {np.count_nonzero(mask)} voxels, "
+            f"expected a bool mask of shape {shape} with at least one"
+        )
+    return mask

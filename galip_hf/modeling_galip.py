@@ -1,0 +1,423 @@
+"""The I2I-Galip generator: a thin U-Net, conditioned on a target domain's label and on the text states of its prompt.
+
+Source: Korkmaz & Patel, "I2I-Galip: Unsupervised Medical Image Translation Using Generative Adversarial CLIP",
+MIDL 2025, PMLR 301:748-762; the U-Net is latent diffusion's (Rombach et al., CVPR 2022) without a timestep.
+
+Inference needs this file, its configuration and the weights: the prompts' text states are buffers of the checkpoint.
+Images are (B, 1, H, W) float32 in [0, 1]; the last layer is a plain convolution, so outputs may leave that range.
+"""
+
+import math
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+from transformers import initialization as init
+from transformers.utils import ModelOutput
+
+from .configuration_galip import GalipConfig
+from .errors import GalipError
+
+
+@dataclass
+class GalipTranslationOutput(ModelOutput):
+    """Output of the generator.
+
+    Args:
+        translation: (B, 1, H, W) image in the target domain, float, nominally in [0, 1].
+    """
+
+    translation: Tensor | None = None
+
+
+class GalipResidualBlock(nn.Module):
+    """GroupNorm, SiLU, convolution, label added, GroupNorm, SiLU, convolution; a skip over all.
+
+    With `resample`, height and width are halved (average) or doubled (nearest) before the first convolution and on
+    the skip.
+    """
+
+    def __init__(
+        self,
+        config: GalipConfig,
+        in_channels: int,
+        out_channels: int,
+        resample: Literal["down", "up"] | None = None,
+    ) -> None:
+        super().__init__()
+        self.resample = resample
+        self.norm_in = nn.GroupNorm(config.norm_groups, in_channels, eps=1e-5)
+        self.conv_in = nn.Conv2d(in_channels, out_channels, 3, padding=1)
+        self.label_projection = nn.Linear(config.label_width, out_channels)
+        self.norm_out = nn.GroupNorm(config.norm_groups, out_channels, eps=1e-5)
+        self.conv_out = nn.Conv2d(out_channels, out_channels, 3, padding=1)
+        self.skip = nn.Conv2d(in_channels, out_channels, 1) if in_channels != out_channels else nn.Identity()
+
+    def _resample(self, hidden_states: Tensor) -> Tensor:
+        if self.resample == "down":
+            return F.avg_pool2d(hidden_states, 2)
+        if self.resample == "up":
+            return F.interpolate(hidden_states, scale_factor=2, mode="nearest")
+        return hidden_states
+
+    def forward(self, hidden_states: Tensor, label_embedding: Tensor) -> Tensor:
+        """(B, C_in, H, W), SiLU of the label's embedding (B, label_width) -> (B, C_out, H', W')."""
+        residual = self.skip(self._resample(hidden_states))
+        hidden_states = self.conv_in(self._resample(F.silu(self.norm_in(hidden_states))))
+        hidden_states = hidden_states + self.label_projection(label_embedding)[:, :, None, None]
+        hidden_states = self.conv_out(F.silu(self.norm_out(hidden_states)))
+        return residual + hidden_states
+
+
+class GalipAttention(nn.Module):
+    """Multi-head attention of image tokens on themselves, or on a context."""
+
+    def __init__(self, config: GalipConfig, width: int, context_width: int | None = None) -> None:
+        super().__init__()
+        context_width = context_width or width
+        self.head_width = config.attention_head_width
+        self.query = nn.Linear(width, width, bias=False)
+        self.key = nn.Linear(context_width, width, bias=False)
+        self.value = nn.Linear(context_width, width, bias=False)
+        self.output = nn.Linear(width, width)
+
+    def _split_heads(self, states: Tensor) -> Tensor:
+        # (B, N, heads * d) -> (B, heads, N, d)
+        return states.unflatten(-1, (-1, self.head_width)).transpose(1, 2)
+
+    def forward(self, hidden_states: Tensor, context: Tensor | None = None) -> Tensor:
+        """(B, N, width), (B, L, context_width) or None -> (B, N, width)."""
+        context = hidden_states if context is None else context
+        attended = F.scaled_dot_product_attention(
+            self._split_heads(self.query(hidden_states)),
+            self._split_heads(self.key(context)),
+            self._split_heads(self.value(context)),
+        )
+        return self.output(attended.transpose(1, 2).flatten(2))
+
+
+class GalipTransformerBlock(nn.Module):
+    """Self-attention, cross-attention on the prompt's states, GEGLU feed-forward; each with LayerNorm and skip."""
+
+    def __init__(self, config: GalipConfig, width: int) -> None:
+        super().__init__()
+        hidden_width = width * config.feed_forward_multiplier
+        self.norm_self = nn.LayerNorm(width)
+        self.self_attention = GalipAttention(config, width)
+        self.norm_cross = nn.LayerNorm(width)
+        self.cross_attention = GalipAttention(config, width, config.prompt_states_shape[1])
+        self.norm_feed_forward = nn.LayerNorm(width)
+        self.feed_forward_in = nn.Linear(width, 2 * hidden_width)
+        self.feed_forward_out = nn.Linear(hidden_width, width)
+
+    def forward(self, hidden_states: Tensor, prompt_states: Tensor) -> Tensor:
+        """(B, N, width), (B, L, context_width) -> (B, N, width)."""
+        hidden_states = hidden_states + self.self_attention(self.norm_self(hidden_states))
+        hidden_states = hidden_states + self.cross_attention(self.norm_cross(hidden_states), prompt_states)
+        values, gate = self.feed_forward_in(self.norm_feed_forward(hidden_states)).chunk(2, dim=-1)
+        return hidden_states + self.feed_forward_out(values * F.gelu(gate))
+
+
+class GalipSpatialTransformer(nn.Module):
+    """Transformer blocks over the H * W positions of a feature map, inside a skip."""
+
+    def __init__(self, config: GalipConfig, channels: int) -> None:
+        super().__init__()
+        self.norm = nn.GroupNorm(config.norm_groups, channels, eps=1e-6)
+        self.projection_in = nn.Conv2d(channels, channels, 1)
+        self.blocks = nn.ModuleList(GalipTransformerBlock(config, channels) for _ in range(config.transformer_depth))
+        self.projection_out = nn.Conv2d(channels, channels, 1)
+
+    def forward(self, hidden_states: Tensor, prompt_states: Tensor) -> Tensor:
+        """(B, C, H, W), (B, L, context_width) -> (B, C, H, W)."""
+        tokens = self.projection_in(self.norm(hidden_states)).flatten(2).transpose(1, 2)  # (B, H * W, C)
+        for block in self.blocks:
+            tokens = block(tokens, prompt_states)
+        tokens = tokens.transpose(1, 2).reshape(hidden_states.shape)
+        return hidden_states + self.projection_out(tokens)
+
+
+class GalipBlock(nn.Module):
+    """A residual block and, at the rates that have attention, a spatial transformer."""
+
+    def __init__(self, config: GalipConfig, in_channels: int, out_channels: int, rate: int) -> None:
+        super().__init__()
+        self.residual = GalipResidualBlock(config, in_channels, out_channels)
+        has_attention = rate in config.attention_rates
+        self.transformer = GalipSpatialTransformer(config, out_channels) if has_attention else None
+
+    def forward(self, hidden_states: Tensor, label_embedding: Tensor, prompt_states: Tensor) -> Tensor:
+        """(B, C_in, H, W) -> (B, C_out, H, W)."""
+        hidden_states = self.residual(hidden_states, label_embedding)
+        if self.transformer is not None:
+            hidden_states = self.transformer(hidden_states, prompt_states)
+        return hidden_states
+
+
+class GalipEncoderLevel(nn.Module):
+    """The blocks of one resolution; on all levels but the last, a down-sampling block."""
+
+    def __init__(self, config: GalipConfig, level: int, in_channels: int) -> None:
+        super().__init__()
+        channels = config.level_channels[level]
+        widths = [in_channels] + [channels] * config.blocks_per_level
+        self.blocks = nn.ModuleList(
+            GalipBlock(config, width_in, width_out, 2**level)
+            for width_in, width_out in zip(widths[:-1], widths[1:], strict=True)
+        )
+        is_last = level == len(config.level_channels) - 1
+        self.downsample = None if is_last else GalipResidualBlock(config, channels, channels, resample="down")
+
+
+class GalipDecoderLevel(nn.Module):
+    """The blocks of one resolution, each on the concatenation with a skip; on all levels but the first, up-sampling."""
+
+    def __init__(self, config: GalipConfig, level: int, in_channels: int, skip_channels: Sequence[int]) -> None:
+        super().__init__()
+        channels = config.level_channels[level]
+        widths = [in_channels] + [channels] * (len(skip_channels) - 1)
+        self.blocks = nn.ModuleList(
+            GalipBlock(config, width + skip, channels, 2**level)
+            for width, skip in zip(widths, skip_channels, strict=True)
+        )
+        self.upsample = GalipResidualBlock(config, channels, channels, resample="up") if level else None
+
+
+class GalipMiddle(nn.Module):
+    """Residual block, spatial transformer, residual block at the coarsest resolution."""
+
+    def __init__(self, config: GalipConfig, channels: int) -> None:
+        super().__init__()
+        self.residual_in = GalipResidualBlock(config, channels, channels)
+        self.transformer = GalipSpatialTransformer(config, channels)
+        self.residual_out = GalipResidualBlock(config, channels, channels)
+
+    def forward(self, hidden_states: Tensor, label_embedding: Tensor, prompt_states: Tensor) -> Tensor:
+        """(B, C, H, W) -> (B, C, H, W)."""
+        hidden_states = self.residual_in(hidden_states, label_embedding)
+        hidden_states = self.transformer(hidden_states, prompt_states)
+        return self.residual_out(hidden_states, label_embedding)
+
+
+class GalipPreTrainedModel(PreTrainedModel):
+    """Initialisation and strict loading."""
+
+    config_class = GalipConfig
+    base_model_prefix = "galip"
+    main_input_name = "pixel_values"
+    input_modalities = ("image",)
+    _supports_sdpa = True
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        if isinstance(module, nn.Linear):
+            init.xavier_uniform_(module.weight)
+            if module.bias is not None:
+                init.zeros_(module.bias)
+        elif isinstance(module, nn.Conv2d):
+            # Also the convolutions that latent diffusion sets to zero: small, and none of them dead.
+            init.xavier_normal_(module.weight, gain=0.02)
+            init.zeros_(module.bias)
+        elif isinstance(module, (nn.LayerNorm, nn.GroupNorm)):
+            init.ones_(module.weight)
+            init.zeros_(module.bias)
+        elif isinstance(module, nn.Embedding):
+            init.normal_(module.weight)
+        elif isinstance(module, GalipForImageTranslation):
+            init.zeros_(module.prompt_states)
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike, *args: Any, **kwargs: Any) -> Any:  # type: ignore[override]
+        """As in `PreTrainedModel`, but weights that do not fit the configuration are an error, not a log line.
+
+        Raises:
+            GalipError: missing, unexpected or misshapen weights; a local directory that holds no model.
+        """
+        directory = os.fspath(pretrained_model_name_or_path)
+        folder = os.path.join(directory, kwargs.get("subfolder") or "")
+        if os.path.isfile(directory) or (os.path.isdir(directory) and not os.path.isfile(os.path.join(folder, "config.json"))):
+            raise GalipError(f"{folder}: not a model directory (no config.json in it); expected one written by save_pretrained")
+        wants_info = kwargs.pop("output_loading_info", False)
+        model, info = super().from_pretrained(
+            pretrained_model_name_or_path,
+            *args,
+            output_loading_info=True,
+            **{**kwargs, "ignore_mismatched_sizes": True},
+        )
+        faults = [
+            f"{len(info[kind])} {kind.removesuffix('_keys')} (e.g. {sorted(map(str, info[kind]))[0]})"
+            for kind in ("missing_keys", "unexpected_keys", "mismatched_keys")
+            if info[kind]
+        ]
+        if faults:
+            raise GalipError(f"{directory}: the weights do not fit config.json: {'; '.join(faults)}")
+        return (model, info) if wants_info else model
+
+
+class GalipForImageTranslation(GalipPreTrainedModel):
+    """Translates images to a target domain of `config.domains`.
+
+    ```python
+    model = GalipForImageTranslation.from_pretrained(directory)
+    translation = model(pixel_values, target_domain="T2").translation
+    ```
+
+    The prompts' text states are the persistent buffer `prompt_states` (domains, tokens, width): inference needs no
+    text encoder. `set_prompts` fills it.
+    """
+
+    def __init__(self, config: GalipConfig) -> None:
+        super().__init__(config)
+        channels = config.level_channels
+        self.label_embedding = nn.Embedding(len(config.domains), config.label_width)
+        self.conv_in = nn.Conv2d(1, channels[0], 3, padding=1)
+        self.encoder = nn.ModuleList()
+        width, skips = channels[0], [channels[0]]
+        for level, level_width in enumerate(channels):
+            self.encoder.append(GalipEncoderLevel(config, level, width))
+            width = level_width
+            is_last = level == len(channels) - 1
+            skips += [width] * (config.blocks_per_level + (0 if is_last else 1))
+        self.middle = GalipMiddle(config, width)
+        self.decoder = nn.ModuleList()  # coarsest level first
+        for level in reversed(range(len(channels))):
+            skip_channels = [skips.pop() for _ in range(config.blocks_per_level + 1)]
+            self.decoder.append(GalipDecoderLevel(config, level, width, skip_channels))
+            width = channels[level]
+        self.norm_out = nn.GroupNorm(config.norm_groups, width, eps=1e-5)
+        self.conv_out = nn.Conv2d(width, 1, 3, padding=1)
+        self.register_buffer("prompt_states", torch.zeros(len(config.domains), *config.prompt_states_shape))
+        self._has_prompts = False
+        self.post_init()
+
+    def set_prompts(self, backbone: Any, prompts: Mapping[str, str] | None = None) -> None:
+        """Encode the domains' prompts once, and keep their states in the checkpoint.
+
+        Args:
+            backbone: a `ClipBackbone` whose text tower has the configuration's widths.
+            prompts: new prompts by domain name, taken into the configuration first.
+
+        Raises:
+            GalipError: an unknown domain, a prompt longer than the context, or a backbone of other widths.
+        """
+        indices = {self.config.domain_index(name): prompt for name, prompt in (prompts or {}).items()}
+        texts = [indices.get(index, prompt) for index, prompt in enumerate(self.config.prompts)]
+        features = backbone.encode_prompts(texts)
+        pooled = self.config.text_conditioning == "pooled"
+        states = features.embedding[:, None] if pooled else features.token_states
+        if states.shape != self.prompt_states.shape:
+            raise GalipError(
+                f"set_prompts: {backbone.source} gives prompt states of shape {tuple(states.shape[1:])}; the "
+                f"configuration (text_conditioning={self.config.text_conditioning!r}) expects "
+                f"{self.config.prompt_states_shape}"
+            )
+        for index, prompt in indices.items():
+            self.config.domains[index]["prompt"] = prompt
+        self.prompt_states.copy_(states.to(self.prompt_states))
+        self._has_prompts = True
+
+    def target_labels(self, target_domain: str | Sequence[str] | Tensor, batch_size: int) -> Tensor:
+        """Labels (B,) of a domain name, a list of names or a LongTensor (B,).
+
+        Raises:
+            GalipError: an unknown name, a number out of range, a wrong length or type.
+        """
+        device = self.conv_in.weight.device
+        if isinstance(target_domain, str):
+            return torch.full((batch_size,), self.config.domain_index(target_domain), device=device)
+        if isinstance(target_domain, Tensor):
+            labels = target_domain
+            if labels.dtype != torch.long:
+                raise GalipError(f"target_domain: found a tensor of {labels.dtype}; expected torch.int64 labels")
+            # On an accelerator this check would stall the queue; there the embedding's own assertion stands.
+            is_free = labels.device.type == "cpu" and not torch.compiler.is_compiling()
+            if is_free and labels.numel() and not 0 <= int(labels.min()) <= int(labels.max()) < len(self.config.domains):
+                raise GalipError(
+                    f"target_domain: labels are {labels.tolist()}; expected 0..{len(self.config.domains) - 1} "
+                    f"({', '.join(self.config.domain_names)})"
+                )
+        elif isinstance(target_domain, Sequence) and all(isinstance(name, str) for name in target_domain):
+            labels = torch.tensor([self.config.domain_index(name) for name in target_domain])
+        else:
+            raise GalipError(f"target_domain: found {target_domain!r}; expected a name, a list of names or a LongTensor")
+        if labels.shape != (batch_size,):
+            raise GalipError(f"target_domain: found shape {tuple(labels.shape)}; expected one a sample, ({batch_size},)")
+        return labels.to(device)
+
+    def _states_of_prompts(self, labels: Tensor) -> Tensor:
+        if not self._has_prompts and not torch.compiler.is_compiling():
+            # Looked at once: loading fills the buffer without telling.
+            self._has_prompts = bool(self.prompt_states.any())
+            if not self._has_prompts:
+                raise GalipError(
+                    "the model has no prompt states; call model.set_prompts(backbone) or pass prompt_states=…"
+                )
+        return self.prompt_states[labels]
+
+    def _check_pixel_values(self, pixel_values: Tensor) -> None:
+        if pixel_values.ndim != 4 or pixel_values.shape[1] != 1 or not pixel_values.is_floating_point():
+            raise GalipError(
+                f"pixel_values: found {tuple(pixel_values.shape)} of {pixel_values.dtype}; "
+                "expected float images (B, 1, H, W) in [0, 1]"
+            )
+
+    def forward(
+        self,
+        pixel_values: Tensor,
+        target_domain: str | Sequence[str] | Tensor,
+        prompt_states: Tensor | None = None,
+    ) -> GalipTranslationOutput:
+        """Translate images.
+
+        Args:
+            pixel_values: (B, 1, H, W) float in [0, 1], any H and W (padded inside by repeating the border).
+            target_domain: a domain's name, a list of B names, or labels as a LongTensor (B,).
+            prompt_states: (B, tokens, width) states to use in place of the stored ones of the target's prompt.
+
+        Raises:
+            GalipError: a wrong shape or type, an unknown domain, or no prompt states.
+        """
+        self._check_pixel_values(pixel_values)
+        labels = self.target_labels(target_domain, pixel_values.shape[0])
+        if prompt_states is None:
+            prompt_states = self._states_of_prompts(labels)
+        expected = (pixel_values.shape[0], *self.config.prompt_states_shape)
+        if tuple(prompt_states.shape) != expected:
+            raise GalipError(f"prompt_states: found shape {tuple(prompt_states.shape)}; expected {expected}")
+        height, width = pixel_values.shape[-2:]
+        multiple = 2 ** (len(self.config.channel_multipliers) - 1)
+        padding = (0, math.ceil(width / multiple) * multiple - width, 0, math.ceil(height / multiple) * multiple - height)
+        hidden_states = F.pad(pixel_values, padding, mode="replicate")
+        hidden_states = self._translate(hidden_states, F.silu(self.label_embedding(labels)), prompt_states)
+        return GalipTranslationOutput(translation=hidden_states[..., :height, :width])
+
+    def _translate(self, hidden_states: Tensor, label_embedding: Tensor, prompt_states: Tensor) -> Tensor:
+        conditions = (label_embedding, prompt_states)
+        # 1. Encoder: every output is a skip.
+        hidden_states = self.conv_in(hidden_states)
+        skips = [hidden_states]
+        for level in self.encoder:
+            for block in level.blocks:
+                hidden_states = block(hidden_states, *conditions)
+                skips.append(hidden_states)
+            if level.downsample is not None:
+                hidden_states = level.downsample(hidden_states, label_embedding)
+                skips.append(hidden_states)
+        # 2. Middle.
+        hidden_states = self.middle(hidden_states, *conditions)
+        # 3. Decoder: every block takes the next skip.
+        for level in self.decoder:
+            for block in level.blocks:
+                hidden_states = block(torch.cat([hidden_states, skips.pop()], dim=1), *conditions)
+            if level.upsample is not None:
+                hidden_states = level.upsample(hidden_states, label_embedding)
+        # 4. Head.
+        return self.conv_out(F.silu(self.norm_out(hidden_states)))
+
+
+__all__ = ["GalipForImageTranslation", "GalipPreTrainedModel", "GalipTranslationOutput"]

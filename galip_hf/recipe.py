@@ -1,0 +1,351 @@
+"""A training run from one YAML file: model, CLIP source, data and training, with strict keys.
+
+```yaml
+model: {base_channels: 32}            # fields of GalipConfig; text widths follow the CLIP model
+clip: {source: hf-hub:…}              # or {tiny: {…}}: the stand-in, made and trained on the phantom
+data: {phantom: {…}}                  # or {table: DIRECTORY}, or {files: [{path, domain, subject, split}]}
+training: {output_dir: …, max_steps: …}
+```
+"""
+
+import dataclasses
+import logging
+import types
+import typing
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import datasets
+import numpy as np
+import yaml
+
+from . import phantom
+from .clip_backbone import BIOMED_CLIP, ClipBackbone
+from .configuration_galip import IXI_DOMAINS, GalipConfig
+from .data.readers import read_volume
+from .data.sampling import UnpairedSlices
+from .data.table import SliceReader, SubjectVolume, domain_slices, load_table, write_table
+from .errors import GalipError
+from .evaluation import evaluate
+from .image_processing_galip import GalipImageProcessor
+from .inference import translate_slices
+from .modeling_galip import GalipForImageTranslation
+from .tiny_clip import build_tiny_clip, train_tiny_clip
+from .trainer import GalipTrainer, Validate
+from .training_args import GalipTrainingArguments
+
+logger = logging.getLogger(__name__)
+
+# Seeds of phantom subjects: a block for each split, and in `train` one for each contrast, so that none is met twice.
+_SUBJECT_BLOCK = 100_000
+_SPLIT_BLOCK = {"train": 0, "validation": 10, "test": 11, "clip": 12}
+
+
+@dataclass(frozen=True)
+class PhantomRecipe:
+    """Phantom subjects: in `train`, each contrast shows subjects of its own; validation subjects show all contrasts."""
+
+    train_subjects: int = 100
+    validation_subjects: int = 4
+    size: int = 64
+    slices: int = 12
+
+
+@dataclass(frozen=True)
+class FileRecipe:
+    """One volume of the training data."""
+
+    path: str
+    domain: str
+    subject: str
+    split: str = "train"
+
+
+@dataclass(frozen=True)
+class DataRecipe:
+    """Exactly one source of slices: `phantom`, `files` or a prepared `table`."""
+
+    phantom: PhantomRecipe | None = None
+    files: tuple[FileRecipe, ...] = ()
+    table: str | None = None
+
+
+@dataclass(frozen=True)
+class TinyClipRecipe:
+    """The stand-in for BiomedCLIP: architecture and training on captioned phantom slices. Not a medical model."""
+
+    image_size: int = 64
+    patch_size: int = 8
+    width: int = 64
+    depth: int = 4
+    context_length: int = 32
+    subjects: int = 40
+    steps: int = 300
+    batch_size: int = 64
+    learning_rate: float = 1e-3
+
+
+@dataclass(frozen=True)
+class ClipRecipe:
+    """`source`: what `ClipBackbone.from_pretrained` takes; or `tiny`: make the stand-in in `output_dir/clip`."""
+
+    source: str = BIOMED_CLIP
+    tiny: TinyClipRecipe | None = None
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A whole training run."""
+
+    data: DataRecipe
+    training: GalipTrainingArguments
+    model: dict[str, Any] = field(default_factory=dict)
+    clip: ClipRecipe = field(default_factory=ClipRecipe)
+
+
+# Reading
+
+
+def _convert(kind: Any, value: Any, where: str) -> Any:
+    """`value` from YAML as the annotated type `kind`, or a GalipError."""
+    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
+    if origin is types.UnionType:
+        inner = next(option for option in arguments if option is not type(None))
+        return None if value is None else _convert(inner, value, where)
+    if dataclasses.is_dataclass(kind):
+        return _build(typing.cast(type, kind), value, where)
+    if origin is tuple and isinstance(value, list):
+        return tuple(_convert(arguments[0], item, f"{where}[{index}]") for index, item in enumerate(value))
+    if kind is float and isinstance(value, (int, str)) and not isinstance(value, bool):
+        try:  # YAML reads 2e-4 as a string
+            return float(value)
+        except ValueError:
+            pass
+    expected = origin or kind
+    if isinstance(value, expected) and not (isinstance(value, bool) and expected is not bool):
+        return value
+    raise GalipError(f"{where}: found {value!r}; expected {getattr(expected, '__name__', expected)}")
+
+
+def _build(cls: type, values: Any, where: str) -> Any:
+    if not isinstance(values, dict):
+        raise GalipError(f"{where}: found {values!r}; expected a mapping")
+    kinds = typing.get_type_hints(cls)
+    known = {item.name: item for item in dataclasses.fields(cls)}
+    unknown = sorted(set(map(str, values)) - set(known))
+    if unknown:
+        raise GalipError(f"{where}: unknown key {', '.join(map(repr, unknown))}; known keys: {', '.join(known)}")
+    required = [
+        name
+        for name, item in known.items()
+        if item.default is dataclasses.MISSING and item.default_factory is dataclasses.MISSING
+    ]
+    missing = [name for name in required if name not in values]
+    if missing:
+        raise GalipError(f"{where}: key {', '.join(map(repr, missing))} is missing")
+    return cls(**{name: _convert(kinds[name], value, f"{where}.{name}") for name, value in values.items()})
+
+
+def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
+    """Read a recipe; each override `a.b=value` replaces one key (the value is read as YAML).
+
+    Raises:
+        GalipError: a missing or malformed file, an unknown or misspelt key, a value of the wrong type.
+    """
+    path = Path(path)
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "not text"
+        raise GalipError(f"{path}: cannot be read as a recipe ({reason}); expected a YAML file") from None
+    except yaml.YAMLError as error:
+        raise GalipError(f"{path}: not valid YAML ({' '.join(str(error).split())})") from None
+    for override in overrides:
+        keys, separator, text = override.partition("=")
+        if not separator or not isinstance(values, dict):
+            raise GalipError(f"override {override!r}: expected key=value, for example training.max_steps=100")
+        target = values
+        *parents, last = keys.split(".")
+        for key in parents:
+            target = target.setdefault(key, {})
+            if not isinstance(target, dict):
+                raise GalipError(f"override {override!r}: {key!r} is not a mapping in {path}")
+        target[last] = yaml.safe_load(text)
+    recipe: Recipe = _build(Recipe, values, str(path))
+    sources = [recipe.data.phantom is not None, bool(recipe.data.files), recipe.data.table is not None]
+    if sum(sources) != 1:
+        raise GalipError(f"{path}.data: found {sum(sources)} sources; expected exactly one of phantom, files, table")
+    return recipe
+
+
+# Data
+
+
+def phantom_subject_seed(split: str, index: int, seed: int, contrast: str | None = None) -> int:
+    """Seed of a phantom subject; distinct over splits, and in `train` and `clip` over contrasts."""
+    block = _SPLIT_BLOCK[split] + (phantom.CONTRASTS.index(contrast) if contrast else 0) * 20
+    return (seed * 100 + block) * _SUBJECT_BLOCK + index
+
+
+def phantom_volumes(recipe: PhantomRecipe, processor: GalipImageProcessor, seed: int) -> Iterator[SubjectVolume]:
+    """Normalised phantom volumes: unpaired over contrasts in `train`, registered in `validation`."""
+
+    def volume(split: str, index: int, contrast: str, subject_seed: int) -> SubjectVolume:
+        subject = phantom.make_subject(subject_seed, size=recipe.size, slices=recipe.slices)
+        array = processor.normalize_volume(phantom.render(subject, contrast), contrast).pixel_values[:, 0]
+        return SubjectVolume(np.asarray(array), contrast, f"phantom-{subject_seed}", split)
+
+    for contrast in phantom.CONTRASTS:
+        for index in range(recipe.train_subjects):
+            yield volume("train", index, contrast, phantom_subject_seed("train", index, seed, contrast))
+        for index in range(recipe.validation_subjects):
+            yield volume("validation", index, contrast, phantom_subject_seed("validation", index, seed))
+
+
+def file_volumes(files: Sequence[FileRecipe], processor: GalipImageProcessor) -> Iterator[SubjectVolume]:
+    """Volumes read from files, each normalised by its domain's rule."""
+    for entry in files:
+        volume = read_volume(entry.path)
+        array = processor.normalize_volume(volume.array, entry.domain).pixel_values[:, 0]
+        yield SubjectVolume(np.asarray(array), entry.domain, entry.subject, entry.split)
+
+
+def prepare_table(recipe: Recipe, processor: GalipImageProcessor, config: GalipConfig) -> datasets.DatasetDict:
+    """The recipe's slices as a table: `data.table`, or one written to `output_dir/table` if it is not there yet."""
+    if recipe.data.table is not None:
+        return load_table(recipe.data.table)
+    directory = recipe.training.output_path / "table"
+    if not directory.exists():
+        volumes = (
+            phantom_volumes(recipe.data.phantom, processor, recipe.training.seed)
+            if recipe.data.phantom
+            else file_volumes(recipe.data.files, processor)
+        )
+        directory.parent.mkdir(parents=True, exist_ok=True)
+        write_table(volumes, directory, domains=config.domain_names, image_size=config.image_size)
+    return load_table(directory)
+
+
+# CLIP
+
+
+def make_tiny_clip(recipe: TinyClipRecipe, directory: Path, seed: int) -> dict[str, Any]:
+    """Build the stand-in in `directory` and train it on captioned phantom slices; returns what training measured."""
+    processor = GalipImageProcessor(domains=list(IXI_DOMAINS))
+    images, captions = [], []
+    for contrast in phantom.CONTRASTS:
+        for index in range(recipe.subjects):
+            subject = phantom.make_subject(
+                phantom_subject_seed("clip", index, seed, contrast), size=recipe.image_size
+            )
+            normalized = processor.normalize_volume(phantom.render(subject, contrast), contrast)
+            images.append(np.asarray(normalized.pixel_values)[:, 0].clip(0, 1))
+            captions += [phantom.caption(subject, number, contrast) for number in range(len(images[-1]))]
+    build_tiny_clip(
+        directory,
+        captions,
+        image_size=recipe.image_size,
+        patch_size=recipe.patch_size,
+        width=recipe.width,
+        depth=recipe.depth,
+        context_length=recipe.context_length,
+        seed=seed,
+    )
+    return train_tiny_clip(
+        directory,
+        np.concatenate(images),
+        captions,
+        steps=recipe.steps,
+        batch_size=recipe.batch_size,
+        learning_rate=recipe.learning_rate,
+        seed=seed,
+    )
+
+
+def load_backbone(recipe: Recipe) -> ClipBackbone:
+    """The recipe's CLIP model; the stand-in is made first if it is not there yet."""
+    if recipe.clip.tiny is None:
+        return ClipBackbone.from_pretrained(recipe.clip.source)
+    directory = recipe.training.output_path / "clip"
+    if not directory.exists():
+        logger.warning("%s: making a tiny stand-in for BiomedCLIP, trained on the phantom; it knows no medicine", directory)
+        directory.parent.mkdir(parents=True, exist_ok=True)
+        logger.info("stand-in: %s", make_tiny_clip(recipe.clip.tiny, directory, recipe.training.seed))
+    return ClipBackbone.from_pretrained(directory)
+
+
+# The run
+
+
+def make_config(recipe: Recipe, backbone: ClipBackbone) -> GalipConfig:
+    """The recipe's model configuration; the text widths are the backbone's unless stated."""
+    text = {
+        "text_width": backbone.text_width,
+        "text_length": backbone.context_length,
+        "text_embedding_width": backbone.embedding_width,
+    }
+    return GalipConfig(**{**text, **recipe.model})
+
+
+def make_validation(table: datasets.DatasetDict, domains: Sequence[str]) -> Validate | None:
+    """A function that scores a model on the validation subjects seen in all domains; None without such subjects."""
+    subjects = _paired_subjects(table["validation"], domains) if "validation" in table else []
+    if not subjects:
+        return None
+    training_slices = {domain: domain_slices(table["train"], domain, limit=100) for domain in domains}
+
+    def validate(model: GalipForImageTranslation) -> dict[str, float]:
+        report = evaluate(
+            subjects,
+            lambda volume, source, target: translate_slices(model, volume, target),
+            training_slices,
+            domains=domains,
+        )
+        cells = report["protocols"]["fixed"]["masked"]["directions"]
+        scores = {f"psnr {direction}": cell["psnr"] for direction, cell in cells.items()}
+        return {"psnr": float(np.mean(list(scores.values()))), **scores}
+
+    return validate
+
+
+def _paired_subjects(table: datasets.Dataset, domains: Sequence[str]) -> list[dict[str, np.ndarray]]:
+    """Volumes by domain of each subject whose slices are there in every domain."""
+    reader, names = SliceReader(table), table.features["domain"].names
+    found: dict[str, dict[int, dict[str, int]]] = {}
+    columns = zip(table["subject"], table["slice"], table["domain"], strict=True)
+    for row, (subject, number, label) in enumerate(columns):
+        found.setdefault(subject, {}).setdefault(number, {})[names[label]] = row
+    subjects = []
+    for slices in found.values():
+        complete = [slices[number] for number in sorted(slices) if set(domains) <= set(slices[number])]
+        if complete:
+            subjects.append({domain: np.stack([reader[rows[domain]] for rows in complete]) for domain in domains})
+    return subjects
+
+
+def run_recipe(recipe: Recipe) -> GalipForImageTranslation:
+    """Prepare the data, load the CLIP model, train; returns the moving average's model, saved in `output_dir/model`."""
+    from accelerate import PartialState
+    from accelerate.utils import set_seed
+
+    with PartialState().main_process_first():
+        backbone = load_backbone(recipe)
+        config = make_config(recipe, backbone)
+        processor = GalipImageProcessor.from_config(config)
+        table = prepare_table(recipe, processor, config)
+    set_seed(recipe.training.seed)
+    model = GalipForImageTranslation(config)
+    dataset = UnpairedSlices(
+        table["train"],
+        domains=config.domain_names,
+        seed=recipe.training.seed,
+        horizontal_flip=recipe.training.horizontal_flip,
+    )
+    validate = make_validation(table, config.domain_names) if recipe.training.validation_steps else None
+    trainer = GalipTrainer(model, processor, backbone, recipe.training, dataset, validate)
+    return trainer.train()
+
+
+__all__ = ["Recipe", "load_recipe", "run_recipe"]
