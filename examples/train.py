@@ -15,7 +15,9 @@ from galip_hf.recipe import load_recipe, run_recipe
 def main() -> int:
     parser = argparse.ArgumentParser(description="Train a model from a YAML recipe.")
     parser.add_argument("--config", required=True, help="recipe, for example examples/configs/phantom.yaml")
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="for example training.max_steps=100")
+    parser.add_argument(
+        "overrides", nargs="*", metavar="key=value", help="for example training.max_steps=100"
+    )
     arguments = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     logging.getLogger("httpx").setLevel(logging.WARNING)

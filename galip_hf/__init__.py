@@ -10,7 +10,9 @@ from .version import __version__
 
 AutoConfig.register("galip", GalipConfig, exist_ok=True)
 AutoModelForImageToImage.register(GalipConfig, GalipForImageTranslation, exist_ok=True)
-AutoImageProcessor.register(GalipConfig, image_processor_classes={"torchvision": GalipImageProcessor}, exist_ok=True)
+AutoImageProcessor.register(
+    GalipConfig, image_processor_classes={"torchvision": GalipImageProcessor}, exist_ok=True
+)
 
 __all__ = [
     "GalipConfig",

@@ -13,7 +13,7 @@ _STATE = "state.pt"
 
 
 def save_checkpoint(directory: Path, state: dict[str, Any]) -> None:
-    """Write `state` (tensors and plain values) to `directory`, replacing what was there once the new one is whole."""
+    """Write `state` (tensors, plain values) to `directory`, replacing the old one once the new is whole."""
     temporary = directory.with_name(f".{directory.name}.{os.getpid()}.tmp")
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
@@ -37,8 +37,9 @@ def load_checkpoint(directory: Path) -> dict[str, Any] | None:
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch.load raises a different type for each kind of damage
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise GalipError(
-            f"{path}: not readable as a checkpoint ({str(error).splitlines()[0]}); delete it to start anew"
+            f"{path}: not readable as a checkpoint ({reason}); delete it to start anew"
         ) from None
 
 

@@ -68,10 +68,14 @@ class ClipBackbone(nn.Module):
         context_length: L, tokens per prompt, the special ones and padding included.
     """
 
-    def __init__(self, clip: nn.Module, tokenizer: Any, source: str) -> None:
+    image_mean: Tensor
+    image_std: Tensor
+
+    def __init__(self, clip: Any, tokenizer: Any, source: str) -> None:
         """Freeze `clip`, an open_clip `CustomTextCLIP`, and measure its features with one black image."""
         super().__init__()
-        self.clip = clip.float().requires_grad_(False).eval()
+        depth = _image_depth(clip.visual, source)
+        self.clip: Any = clip.float().requires_grad_(False).eval()
         self.clip.text.output_tokens = True  # (embedding, token states) instead of the embedding alone
         self.training = False
         self.tokenizer = tokenizer
@@ -84,7 +88,6 @@ class ClipBackbone(nn.Module):
             "image_mean", torch.tensor(preprocess["mean"]).view(1, 3, 1, 1), persistent=False
         )
         self.register_buffer("image_std", torch.tensor(preprocess["std"]).view(1, 3, 1, 1), persistent=False)
-        depth = _image_depth(clip.visual, source)
         self.image_blocks: tuple[int, ...] = tuple(depth * quarter // 4 - 1 for quarter in (1, 2, 3, 4))
         self._class_token_blocks = tuple(range(depth - 4, depth))
         with torch.no_grad():
@@ -193,7 +196,7 @@ class ClipBackbone(nn.Module):
         return (pixel_values.expand(-1, 3, -1, -1) - self.image_mean) / self.image_std
 
 
-def load_open_clip(source: str | Path) -> tuple[nn.Module, Any]:
+def load_open_clip(source: str | Path) -> tuple[Any, Any]:
     """Load an open_clip `CustomTextCLIP` in float32 and its tokenizer; sources as in
     `ClipBackbone.from_pretrained`.
 
@@ -283,7 +286,7 @@ def _check_files(directory: Path, towers: dict[str, Any]) -> None:
         raise GalipError(f"{directory} is not a complete open_clip model; missing: {', '.join(missing)}.")
 
 
-def _image_depth(visual: nn.Module, source: str) -> int:
+def _image_depth(visual: Any, source: str) -> int:
     """Number of transformer blocks of an image tower, timm's or open_clip's own."""
     blocks = getattr(getattr(visual, "trunk", None), "blocks", None)
     if blocks is None:

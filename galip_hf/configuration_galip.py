@@ -1,13 +1,15 @@
 """Configuration of the I2I-Galip generator: everything that inference needs besides the weights.
 
-Source: Korkmaz & Patel, "I2I-Galip: Unsupervised Medical Image Translation Using Generative Adversarial CLIP",
-MIDL 2025, PMLR 301:748-762.
+Source: Korkmaz & Patel, "I2I-Galip: Unsupervised Medical Image Translation Using Generative Adversarial
+CLIP", MIDL 2025, PMLR 301:748-762.
 """
 
 import copy
+import math
 from typing import Any, Literal
 
 from huggingface_hub.dataclasses import strict
+from huggingface_hub.errors import StrictDataclassError
 from transformers import PreTrainedConfig
 
 from .errors import GalipError
@@ -43,37 +45,42 @@ _KEYS_OF_TRANSFORMERS = {
 
 
 def _is_number(value: object) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def validate_intensity_rule(rule: Any, where: str) -> None:
     """Check one domain's intensity rule.
 
-    The rules are `{"rule": "percentile", "lower": P, "upper": Q}` (percentiles of the volume, 0 <= P < Q <= 100),
-    `{"rule": "window", "lower": A, "upper": B}` (the file's units, HU for CT, A < B) and `{"rule": "none"}` (values
-    are in [0, 1] already).
+    The rules are `{"rule": "percentile", "lower": P, "upper": Q}` (percentiles of the volume,
+    0 <= P < Q <= 100), `{"rule": "window", "lower": A, "upper": B}` (the file's units, HU for CT, A < B) and
+    `{"rule": "none"}` (values are in [0, 1] already).
 
     Raises:
         GalipError: naming `where` and what does not fit.
     """
     keys = {"percentile": {"rule", "lower", "upper"}, "window": {"rule", "lower", "upper"}, "none": {"rule"}}
-    if not isinstance(rule, dict) or rule.get("rule") not in keys:
-        raise GalipError(f"{where}: intensity is {rule!r}; expected a dict with 'rule' one of {', '.join(keys)}")
+    if not isinstance(rule, dict) or rule.get("rule") not in list(keys):  # a list: it may be unhashable
+        raise GalipError(
+            f"{where}: intensity is {rule!r}; expected a dict with 'rule' one of {', '.join(keys)}"
+        )
     if set(rule) != keys[rule["rule"]]:
         raise GalipError(
-            f"{where}: intensity rule {rule['rule']!r} has keys {sorted(rule)}; expected {sorted(keys[rule['rule']])}"
+            f"{where}: intensity rule {rule['rule']!r} has keys {sorted(rule)}; "
+            f"expected {sorted(keys[rule['rule']])}"
         )
     if rule["rule"] == "none":
         return
     lower, upper = rule["lower"], rule["upper"]
     if not (_is_number(lower) and _is_number(upper) and lower < upper):
-        raise GalipError(f"{where}: intensity window is {lower!r}..{upper!r}; expected two numbers, lower < upper")
+        raise GalipError(
+            f"{where}: intensity window is {lower!r}..{upper!r}; expected two finite numbers, lower < upper"
+        )
     if rule["rule"] == "percentile" and not (lower >= 0 and upper <= 100):
         raise GalipError(f"{where}: percentiles are {lower}..{upper}; expected 0 <= lower < upper <= 100")
 
 
 def validate_domains(domains: Any) -> None:
-    """Check a list of domains (`name`, `prompt`, `modality`, `intensity`); raises GalipError at the first fault."""
+    """Check a list of domains (`name`, `prompt`, `modality`, `intensity`); GalipError at the first fault."""
     if not isinstance(domains, (list, tuple)) or not domains:
         raise GalipError(f"domains: found {domains!r}; expected a list of at least one domain")
     expected = {"name", "prompt", "modality", "intensity"}
@@ -81,12 +88,16 @@ def validate_domains(domains: Any) -> None:
         where = f"domains[{index}]"
         if not isinstance(domain, dict) or set(domain) != expected:
             found = sorted(domain) if isinstance(domain, dict) else domain
-            raise GalipError(f"{where}: found {found!r}; expected a dict with exactly the keys {sorted(expected)}")
+            raise GalipError(
+                f"{where}: found {found!r}; expected a dict with exactly the keys {sorted(expected)}"
+            )
         for key in ("name", "prompt"):
             if not isinstance(domain[key], str) or not domain[key].strip():
                 raise GalipError(f"{where}: {key} is {domain[key]!r}; expected a non-empty string")
         if domain["modality"] not in MODALITIES:
-            raise GalipError(f"{where}: modality is {domain['modality']!r}; expected one of {', '.join(MODALITIES)}")
+            raise GalipError(
+                f"{where}: modality is {domain['modality']!r}; expected one of {', '.join(MODALITIES)}"
+            )
         validate_intensity_rule(domain["intensity"], where)
     names = [domain["name"] for domain in domains]
     if len(set(names)) != len(names):
@@ -100,10 +111,12 @@ class GalipConfig(PreTrainedConfig):
     An unknown or misspelt key is an error, from Python and from `config.json`.
 
     Args:
-        base_channels: width of the first level; level i has `base_channels * channel_multipliers[i]` channels.
+        base_channels: width of the first level; level i has `base_channels * channel_multipliers[i]`
+            channels.
         channel_multipliers: one multiplier a level; each level after the first halves height and width.
         blocks_per_level: residual blocks of an encoder level (a decoder level has one more).
-        attention_rates: down-sampling rates at which each residual block is followed by a spatial transformer.
+        attention_rates: down-sampling rates at which each residual block is followed by a spatial
+            transformer.
         transformer_depth: attention blocks in a spatial transformer.
         attention_head_width: channels of one attention head; heads = channels / attention_head_width.
         feed_forward_multiplier: hidden width of the GEGLU feed-forward over its input width.
@@ -114,13 +127,15 @@ class GalipConfig(PreTrainedConfig):
         text_width: width of the text tower's token states.
         text_length: number of token states of a prompt, padding included.
         text_embedding_width: width of the pooled text embedding.
-        image_size: edge length, in pixels, of the slices the model was trained on. Any size can be translated.
-        domains: the image domains, in the order of their labels. Each is a dict with `name`, `prompt` (verbatim),
-            `modality` (`MR` or `CT`) and `intensity` (see `validate_intensity_rule`).
+        image_size: edge length, in pixels, of the slices the model was trained on. Any size can be
+            translated.
+        domains: the image domains, in the order of their labels. Each is a dict with `name`, `prompt`
+            (verbatim), `modality` (`MR` or `CT`) and `intensity` (see `validate_intensity_rule`).
 
     Raises:
-        GalipError: an unknown key, or a value out of range. A wrong type raises huggingface_hub's
-            StrictDataclassFieldValidationError, which names the field.
+        GalipError: an unknown key, or a value out of range; from a file or a dict also a wrong type. In
+            Python a wrong type raises huggingface_hub's StrictDataclassFieldValidationError, which names the
+            field.
     """
 
     model_type = "galip"
@@ -145,7 +160,8 @@ class GalipConfig(PreTrainedConfig):
         unknown = sorted(set(kwargs) - _KEYS_OF_TRANSFORMERS)
         if unknown:
             raise GalipError(
-                f"GalipConfig: unknown key {', '.join(map(repr, unknown))}; known keys: {', '.join(self._own_keys())}"
+                f"GalipConfig: unknown key {', '.join(map(repr, unknown))}; "
+                f"known keys: {', '.join(self._own_keys())}"
             )
         # Lists, and copies of their own: so that a reloaded configuration equals the saved one.
         self.channel_multipliers = list(self.channel_multipliers)
@@ -161,10 +177,16 @@ class GalipConfig(PreTrainedConfig):
 
     @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
-        """As in `PreTrainedConfig`, but overrides are validated and an unused keyword argument is an error."""
+        """As in `PreTrainedConfig`, but overrides are validated and unused keyword arguments are an error."""
         wants_unused = kwargs.pop("return_unused_kwargs", False)
-        config, unused = super().from_dict(config_dict, return_unused_kwargs=True, **kwargs)
-        config.validate()
+        try:
+            config, unused = super().from_dict(config_dict, return_unused_kwargs=True, **kwargs)
+            config.validate()
+        except StrictDataclassError as error:
+            reason = error.__cause__ or error
+            if isinstance(reason, GalipError):
+                raise reason from None
+            raise GalipError(f"GalipConfig: {' '.join(str(reason).split())}") from None
         if wants_unused:
             return config, unused
         if unused:
@@ -200,16 +222,25 @@ class GalipConfig(PreTrainedConfig):
     def _validate_levels(self) -> None:
         multipliers = self.channel_multipliers
         if not 1 <= len(multipliers) <= 8 or any(not 1 <= value <= 64 for value in multipliers):
-            raise GalipError(f"GalipConfig: channel_multipliers are {multipliers}; expected 1 to 8 numbers of 1..64")
+            raise GalipError(
+                f"GalipConfig: channel_multipliers are {multipliers}; expected 1 to 8 numbers of 1..64"
+            )
         rates = [2**level for level in range(len(multipliers))]
         if not set(self.attention_rates) <= set(rates):
-            raise GalipError(f"GalipConfig: attention_rates are {self.attention_rates}; the levels' rates are {rates}")
+            raise GalipError(
+                f"GalipConfig: attention_rates are {self.attention_rates}; the levels' rates are {rates}"
+            )
         for rate, width in zip(rates, self.level_channels, strict=True):
             if width % self.norm_groups:
-                raise GalipError(f"GalipConfig: norm_groups {self.norm_groups} does not divide the width {width}")
-            if rate in self.attention_rates and width % self.attention_head_width:
                 raise GalipError(
-                    f"GalipConfig: attention_head_width {self.attention_head_width} does not divide the width {width}"
+                    f"GalipConfig: norm_groups {self.norm_groups} does not divide the width {width}"
+                )
+            # The middle, of the last level's width, always has attention.
+            has_attention = rate in self.attention_rates or rate == rates[-1]
+            if has_attention and width % self.attention_head_width:
+                raise GalipError(
+                    f"GalipConfig: attention_head_width {self.attention_head_width} does not divide the "
+                    f"width {width}"
                 )
 
     @property
@@ -237,7 +268,9 @@ class GalipConfig(PreTrainedConfig):
     def domain_index(self, name: str) -> int:
         """Label of the domain called `name`; raises GalipError listing the known names."""
         if name not in self.domain_names:
-            raise GalipError(f"domain {name!r} is unknown to this model; it has {', '.join(self.domain_names)}")
+            raise GalipError(
+                f"domain {name!r} is unknown to this model; it has {', '.join(self.domain_names)}"
+            )
         return self.domain_names.index(name)
 
 

@@ -4,12 +4,14 @@ import os
 import pickle
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from .configuration_galip import GalipConfig
 from .errors import GalipError
+from .modeling_galip import GalipForImageTranslation
 
 _RESIDUAL = {
     "in_layers.0": "norm_in",
@@ -39,7 +41,12 @@ _TRANSFORMER_BLOCK = {
 
 def official_module_names(config: GalipConfig) -> dict[str, str]:
     """The rename table: the authors' module names -> ours, for the architecture of `config`."""
-    table = {"label_emb": "label_embedding", "input_blocks.0.0": "conv_in", "out.0": "norm_out", "out.2": "conv_out"}
+    table = {
+        "label_emb": "label_embedding",
+        "input_blocks.0.0": "conv_in",
+        "out.0": "norm_out",
+        "out.2": "conv_out",
+    }
 
     def residual(official: str, ours: str) -> None:
         table.update({f"{official}.{old}": f"{ours}.{new}" for old, new in _RESIDUAL.items()})
@@ -48,7 +55,9 @@ def official_module_names(config: GalipConfig) -> dict[str, str]:
         table.update({f"{official}.{old}": f"{ours}.{new}" for old, new in _TRANSFORMER.items()})
         for depth in range(config.transformer_depth):
             old_block, new_block = f"{official}.transformer_blocks.{depth}", f"{ours}.blocks.{depth}"
-            table.update({f"{old_block}.{old}": f"{new_block}.{new}" for old, new in _TRANSFORMER_BLOCK.items()})
+            table.update(
+                {f"{old_block}.{old}": f"{new_block}.{new}" for old, new in _TRANSFORMER_BLOCK.items()}
+            )
 
     def block(official: str, ours: str, level: int) -> int:
         """A residual block, and a transformer where the level has attention; returns the modules it takes."""
@@ -80,8 +89,8 @@ def official_module_names(config: GalipConfig) -> dict[str, str]:
     return table
 
 
-def config_of_official_state_dict(state_dict: Mapping[str, Tensor], **fields: object) -> GalipConfig:
-    """A configuration with the widths and the number of domains read off the shapes; `fields` override the rest.
+def config_of_official_state_dict(state_dict: Mapping[str, Tensor], **fields: Any) -> GalipConfig:
+    """A configuration with the widths and number of domains read off the shapes; `fields` override it.
 
     Raises:
         GalipError: the keys that tell the widths are missing.
@@ -91,9 +100,11 @@ def config_of_official_state_dict(state_dict: Mapping[str, Tensor], **fields: ob
         base_channels = state_dict["input_blocks.0.0.weight"].shape[0]
         context_width = state_dict["middle_block.1.transformer_blocks.0.attn2.to_k.weight"].shape[1]
     except KeyError as error:
-        raise GalipError(f"official state dict: key {error} is missing; expected the authors' generator") from None
+        raise GalipError(
+            f"official state dict: key {error} is missing; expected the authors' generator"
+        ) from None
     prompt = {"modality": "MR", "intensity": {"rule": "none"}}
-    defaults: dict[str, object] = {
+    defaults: dict[str, Any] = {
         "base_channels": base_channels,
         "label_width": label_width,
         "text_width": context_width,
@@ -108,24 +119,35 @@ def config_of_official_state_dict(state_dict: Mapping[str, Tensor], **fields: ob
 def convert_official_state_dict(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Rename the authors' generator weights to those of `GalipForImageTranslation`.
 
-    Every key is used exactly once; width and number of domains are read off the shapes. The prompts' text states are
-    not part of the authors' checkpoints: set `prompt_states` besides.
+    Every key is used exactly once; width and number of domains are read off the shapes. The prompts' text
+    states are not part of the authors' checkpoints: set `prompt_states` besides.
 
     Raises:
-        GalipError: a key is unknown or missing.
+        GalipError: a key is unknown, missing or of another shape.
     """
-    table = official_module_names(config_of_official_state_dict(state_dict))
+    config = config_of_official_state_dict(state_dict)
+    table = official_module_names(config)
+    with torch.device("meta"):
+        model = GalipForImageTranslation(config)
+    shapes = {name: parameter.shape for name, parameter in model.named_parameters()}
     converted: dict[str, Tensor] = {}
     for key, value in state_dict.items():
         module, _, parameter = key.rpartition(".")
-        if module not in table:
+        name = f"{table.get(module)}.{parameter}"
+        if name not in shapes:
             raise GalipError(f"official state dict: key {key!r} is unknown; expected the authors' generator")
-        converted[f"{table[module]}.{parameter}"] = value
-    used = {key.rpartition(".")[0] for key in state_dict}
-    # A skip has weights only where its widths differ.
-    missing = sorted(name for name in table if name not in used and not name.endswith("skip_connection"))
+        if value.shape != shapes[name]:
+            found, expected = tuple(value.shape), tuple(shapes[name])
+            raise GalipError(f"official state dict: {key!r} has shape {found}; expected {expected}")
+        converted[name] = value
+    missing = sorted(set(shapes) - set(converted))
     if missing:
-        raise GalipError(f"official state dict: {len(missing)} modules are missing, e.g. {missing[0]!r}")
+        module, _, parameter = missing[0].rpartition(".")
+        official = {ours: theirs for theirs, ours in table.items()}[module]
+        raise GalipError(
+            f"official state dict: {len(missing)} keys are missing, e.g. '{official}.{parameter}'; expected the "
+            "authors' generator"
+        )
     return converted
 
 
@@ -142,12 +164,18 @@ def load_official_state_dict(path: str | os.PathLike) -> dict[str, Tensor]:
         state_dict = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError:
         raise GalipError(
-            f"{path}: refused, the pickle holds more than tensors and could run code; save only generator.state_dict()"
+            f"{path}: refused, the pickle holds more than tensors and could run code; save only "
+            "generator.state_dict()"
         ) from None
     except (RuntimeError, EOFError, OSError, ValueError) as error:
-        raise GalipError(f"{path}: not readable as a PyTorch checkpoint ({str(error).splitlines()[0]})") from None
-    if not isinstance(state_dict, dict) or not all(isinstance(value, Tensor) for value in state_dict.values()):
-        raise GalipError(f"{path}: found {type(state_dict).__name__}; expected a state dict, names -> tensors")
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise GalipError(f"{path}: not readable as a PyTorch checkpoint ({reason})") from None
+    if not isinstance(state_dict, dict) or not all(
+        isinstance(value, Tensor) for value in state_dict.values()
+    ):
+        raise GalipError(
+            f"{path}: found {type(state_dict).__name__}; expected a state dict, names -> tensors"
+        )
     # DistributedDataParallel puts this before every name.
     return {key.removeprefix("module."): value for key, value in state_dict.items()}
 

@@ -1,6 +1,6 @@
 """Discriminator: small heads on the patch tokens of a frozen ViT, one set of heads for each target domain.
 
-Source: Korkmaz & Patel, MIDL 2025, section 2 (projected, text-conditioned heads); written from the paper's description.
+Source: Korkmaz & Patel, MIDL 2025, section 2 (projected, text-conditioned heads); written from its text.
 Nothing mixes samples: a score does not depend on the batch it is in.
 """
 
@@ -19,8 +19,8 @@ NEGATIVE_SLOPE = 0.2
 class SpectralNormWeight(nn.Module):
     """One weight matrix for each domain, divided by its largest singular value (Miyato et al., ICLR 2018).
 
-    The singular vectors move only in `power_iteration`, which the trainer calls once an optimiser step: so several
-    forward passes in a step see one and the same weight.
+    The singular vectors move only in `power_iteration`, which the trainer calls once an optimiser step: so
+    several forward passes in a step see one and the same weight.
 
     Args:
         domains: number of weights.
@@ -52,9 +52,10 @@ class SpectralNormWeight(nn.Module):
 
 
 class TokenConvolution(nn.Module):
-    """Spectrally normalised circular convolution over the tokens, normalisation, LeakyReLU; of the sample's domain.
+    """Spectrally normalised circular convolution over the tokens, normalisation, LeakyReLU.
 
     The normalisation is over the tokens of each sample and channel, with a learnt scale and shift.
+    Each sample goes through the weights of its domain.
     """
 
     def __init__(self, domains: int, width: int, kernel_size: int) -> None:
@@ -85,7 +86,9 @@ class GalipHead(nn.Module):
         self.projection = SpectralNormWeight(domains, PROJECTION_WIDTH, width)
         self.projection_bias = nn.Parameter(torch.zeros(domains, 1, PROJECTION_WIDTH))
         bound = 1 / math.sqrt(text_width)
-        self.text_weight = nn.Parameter(torch.empty(domains, PROJECTION_WIDTH, text_width).uniform_(-bound, bound))
+        self.text_weight = nn.Parameter(
+            torch.empty(domains, PROJECTION_WIDTH, text_width).uniform_(-bound, bound)
+        )
         self.text_bias = nn.Parameter(torch.zeros(domains, PROJECTION_WIDTH, 1))
 
     def forward(self, tokens: Tensor, domain: Tensor, text_embedding: Tensor) -> Tensor:
@@ -93,7 +96,9 @@ class GalipHead(nn.Module):
         hidden = self.pointwise(tokens, domain)
         hidden = (self.neighbourhood(hidden, domain) + hidden) / math.sqrt(2)
         image = torch.baddbmm(self.projection_bias[domain], hidden, self.projection(domain).mT)  # (B, N, 64)
-        text = torch.baddbmm(self.text_bias[domain], self.text_weight[domain], text_embedding[:, :, None])  # (B, 64, 1)
+        text = torch.baddbmm(
+            self.text_bias[domain], self.text_weight[domain], text_embedding[:, :, None]
+        )  # (B, 64, 1)
         return (image @ text).squeeze(-1) / math.sqrt(PROJECTION_WIDTH)
 
 
@@ -123,7 +128,8 @@ class GalipDiscriminator(nn.Module):
             Logits (B, layers, N); 1 is 'real', 0 is 'fake' (least squares).
         """
         scores = [
-            head(tokens, domain, text_embedding) for head, tokens in zip(self.heads, patch_tokens, strict=True)
+            head(tokens, domain, text_embedding)
+            for head, tokens in zip(self.heads, patch_tokens, strict=True)
         ]
         return torch.stack(scores, dim=1)
 

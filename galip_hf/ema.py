@@ -11,8 +11,8 @@ class ExponentialMovingAverage:
 
     Args:
         module: the module to follow; copied, the copy is in eval mode and takes no gradients.
-        decay: share of the old average kept at each update. Early on it is min(decay, (1 + n) / (10 + n)) after n
-            updates, so that the initial weights are soon forgotten.
+        decay: share of the old average kept at each update. Early on it is min(decay, (1 + n) / (10 + n))
+            after n updates, so that the initial weights are soon forgotten.
     """
 
     def __init__(self, module: nn.Module, decay: float) -> None:

@@ -1,8 +1,8 @@
-"""Pictures a person judges a model by: translations beside their targets, montages of slices, training curves.
+"""Pictures to judge a model by: translations beside their targets, montages of slices, training curves.
 
-Every picture uses fixed scales (images 0 to 1 in gray, differences 0 to 0.5), so that two of them can be compared.
-Figures are laid out in inches and drawn with matplotlib's Agg canvas, without pyplot's global state; matplotlib is
-imported only when a figure is drawn.
+Every picture uses fixed scales (images 0 to 1 in gray, differences 0 to 0.5), so that two of them can be
+compared. Figures are laid out in inches and drawn with matplotlib's Agg canvas, without pyplot's global
+state; matplotlib is imported only when a figure is drawn.
 """
 
 import math
@@ -27,8 +27,8 @@ if TYPE_CHECKING:
 DPI = 150
 DIFFERENCE_LIMIT = 0.5
 PANEL, GAP, MARGIN = 2.1, 0.1, 0.12  # inches, as all lengths here
-ROW_TITLE, ROW_LABEL, HEADING, COLOUR_BARS, FOOTNOTE = 0.27, 0.34, 0.45, 0.6, 0.24
-INK, FAINT = "#1a1a1a", "#666666"
+ROW_TITLE, ROW_LABEL, HEADING, COLOUR_BARS, FOOTNOTE = 0.27, 0.44, 0.38, 0.6, 0.24
+INK, FAINT, CURVE = "#1a1a1a", "#666666", "#1f5fa8"
 
 
 @dataclass(frozen=True)
@@ -55,17 +55,17 @@ class FigureRow:
 def save_translation_figure(
     rows: Sequence[FigureRow], path: str | os.PathLike[str], *, title: str | None = None
 ) -> Path:
-    """One row per translation: source, translation and, where a target exists, target and absolute difference.
+    """One row per translation: source, translation and, where there is a target, target and |difference|.
 
     The PSNR above a difference is that of the slice shown: data range 1, no rescaling, background included.
 
     Args:
-        rows: at least one; the columns of target and difference are left out when no row has a target.
+        rows: at least one; target and difference columns are left out when no row has a target.
         path: the PNG file to write; folders are made, an existing file is replaced.
         title: heading of the whole figure.
 
     Raises:
-        GalipError: no rows, slices of different shapes, not (H, W) or not finite, or `path` does not end in .png.
+        GalipError: no rows, slices not finite (H, W) of one shape, or `path` does not end in .png.
     """
     path = _checked_path(path)
     if not rows:
@@ -107,7 +107,7 @@ def save_montage(
         title: heading of the whole figure.
 
     Raises:
-        GalipError: slices are not a finite (N, H, W), not one title per slice, or `path` does not end in .png.
+        GalipError: slices are not a finite (N, H, W), titles are too few or many, or `path` is no .png.
     """
     path = _checked_path(path)
     slices = np.asarray(slices)
@@ -138,7 +138,7 @@ def save_montage(
 
 
 def save_loss_curves(history: Sequence[Mapping[str, Any]], path: str | os.PathLike[str]) -> Path:
-    """One small panel per logged quantity over the steps; long curves in faint ink with their running mean on top.
+    """One small panel per logged quantity over the steps; long curves faint, their running mean on top.
 
     Args:
         history: log entries, each with "step" and any numbers; other values, such as text, are passed over.
@@ -176,11 +176,11 @@ def _draw_row(figure: "Figure", row: FigureRow, top: float, height: float) -> di
         multialignment="center",
     )  # fmt: skip
     panels = [
-        (f"{row.source_name} source", row.source),
-        (f"{row.target_name} translation", row.translation),
+        (f"source: {row.source_name}", row.source),
+        (f"translation: {row.target_name}", row.translation),
     ]
     if row.target is not None:
-        panels.append((f"{row.target_name} target", row.target))
+        panels.append((f"target: {row.target_name}", row.target))
     images = {}
     for column, (name, image) in enumerate(panels):
         left = ROW_LABEL + column * (PANEL + GAP)
@@ -188,7 +188,7 @@ def _draw_row(figure: "Figure", row: FigureRow, top: float, height: float) -> di
         images[("source", "translation", "target")[column]] = _show_image(axes, image)
     if row.target is not None:
         difference = np.abs(np.asarray(row.translation, np.float64) - row.target)
-        name = f"|difference| · {_slice_psnr(row.translation, row.target)}"
+        name = f"|difference| · PSNR {_slice_psnr(row.translation, row.target)}"
         axes = _panel(figure, ROW_LABEL + 3 * (PANEL + GAP), top, PANEL, height, name)
         images["difference"] = axes.imshow(difference, cmap="magma", vmin=0, vmax=DIFFERENCE_LIMIT)
     return images
@@ -209,7 +209,7 @@ def _show_image(axes: "Axes", image: np.ndarray) -> "AxesImage":
 def _panel(
     figure: "Figure", left: float, top: float, width: float, height: float, title: str | None
 ) -> "Axes":
-    """Axes without ticks at a place given in inches from the figure's upper left corner."""
+    """Axes without ticks, placed in inches from the upper left corner."""
     figure_width, figure_height = figure.get_size_inches()
     axes = figure.add_axes(
         (
@@ -231,7 +231,8 @@ def _colour_bar(figure: "Figure", image: "AxesImage", column: int, label: str, t
     axes = _panel(figure, left, top + 0.06, PANEL, 0.09, None)
     extend = "max" if column else "neither"
     bar = figure.colorbar(image, cax=axes, orientation="horizontal", extend=extend, extendfrac=0.04)
-    bar.set_ticks([0, image.norm.vmax / 2, image.norm.vmax])  # type: ignore[operator]
+    limit = image.get_clim()[1] or 1.0
+    bar.set_ticks([0, limit / 2, limit])
     bar.set_label(label, fontsize=8, color=INK, labelpad=2)
     bar.ax.tick_params(labelsize=7.5, length=2, pad=1.5, colors=INK)
     bar.outline.set_linewidth(0.4)  # type: ignore[operator]
@@ -240,20 +241,21 @@ def _colour_bar(figure: "Figure", image: "AxesImage", column: int, label: str, t
 def _draw_curve(axes: "Axes", name: str, steps: np.ndarray, values: np.ndarray) -> None:
     window = len(values) // 20
     smoothed = window > 1
-    axes.plot(steps, values, color="#1f5fa8", linewidth=0.8 if smoothed else 1.4, alpha=0.3 if smoothed else 1,
-              marker="o" if len(values) < 3 else "", markersize=3)  # fmt: skip
+    width, alpha = (0.8, 0.3) if smoothed else (1.4, 1.0)
+    marker = "o" if len(values) < 3 else ""
+    axes.plot(steps, values, color=CURVE, linewidth=width, alpha=alpha, marker=marker, markersize=3)
     if smoothed:
         mean = np.convolve(values, np.ones(window) / window, mode="valid")
-        axes.plot(steps[window // 2 : window // 2 + len(mean)], mean, color="#1f5fa8", linewidth=1.5)
+        axes.plot(steps[window // 2 : window // 2 + len(mean)], mean, color=CURVE, linewidth=1.5)
     axes.set_title(_shorten(name.replace("_", " "), 2.6), fontsize=9, color=INK, loc="left")
     axes.spines[["top", "right"]].set_visible(False)
     axes.spines[["left", "bottom"]].set_color(FAINT)
     axes.tick_params(labelsize=7.5, colors=FAINT)
     axes.grid(axis="y", color="#e5e5e5", linewidth=0.6)
     axes.set_axisbelow(True)
-    axes.locator_params(nbins=5)
-    axes.ticklabel_format(style="sci", axis="y", scilimits=(-3, 4))
-    axes.yaxis.get_offset_text().set(fontsize=7.5, color=FAINT)
+    axes.locator_params(axis="x", nbins=5, integer=True)
+    axes.locator_params(axis="y", nbins=5)
+    axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
 
 
 def _curves(history: Sequence[Mapping[str, Any]]) -> dict[str, tuple[np.ndarray, np.ndarray]]:

@@ -5,10 +5,9 @@
 
 The rule of a domain says where the window (lower, upper) comes from: percentiles of the values (MR, whose
 units are arbitrary), a fixed window in the file's units (CT, in HU), or none (values are in [0, 1] already).
-Nothing
-is ever clipped: values outside the window lie outside [0, 1], are counted in `outside_fraction`, and come
-back from the inverse like all others. The map is computed in float64 and stored as float32: integers up to 16 bits
-come back exactly after rounding, floats to within a float32 rounding of the value and the window.
+Nothing is ever clipped: values outside the window lie outside [0, 1], are counted in `outside_fraction`, and
+come back from the inverse like all others. The map is computed in float64 and stored as float32: integers up
+to 16 bits come back exactly after rounding, floats to within a float32 rounding of the value and the window.
 """
 
 from collections.abc import Mapping, Sequence
@@ -90,6 +89,12 @@ class GalipImageProcessor(BaseImageProcessor):
         if rule["rule"] == "percentile":
             return None
         return (0.0, 1.0) if rule["rule"] == "none" else (float(rule["lower"]), float(rule["upper"]))
+
+    def __call__(  # type: ignore[override]
+        self, images: Any, domain: str, return_tensors: str | None = None
+    ) -> BatchFeature:
+        """`preprocess`."""
+        return self.preprocess(images, domain, return_tensors)
 
     def preprocess(  # type: ignore[override]  # one domain argument, and none of the resizing options
         self, images: Any, domain: str, return_tensors: str | None = None

@@ -1,7 +1,8 @@
-"""The losses of I2I-Galip as pure functions (Korkmaz & Patel, MIDL 2025, equations 2-6, and the identity loss).
+"""The losses of I2I-Galip as pure functions (Korkmaz & Patel, MIDL 2025, equations 2-6; identity).
 
-Each returns a scalar: the mean over the batch. With a batch that holds both directions of a pair (A -> B and B -> A),
-twice the mean is the paper's sum over the two directions; `DIRECTIONS` says so where the trainer weighs them.
+Each returns a scalar: the mean over the batch. With a batch that holds both directions of a pair (A -> B and
+B -> A), twice the mean is the paper's sum over the two directions; `DIRECTIONS` says so where the trainer
+weighs them.
 """
 
 import torch.nn.functional as F
@@ -41,7 +42,9 @@ def class_token_loss(fake_class_tokens: Tensor, real_class_tokens: Tensor) -> Te
 
     `real_class_tokens` are those of a real image of the fake's target domain.
     """
-    return (1 - F.cosine_similarity(fake_class_tokens.flatten(1), real_class_tokens.flatten(1), dim=-1)).mean()
+    return (
+        1 - F.cosine_similarity(fake_class_tokens.flatten(1), real_class_tokens.flatten(1), dim=-1)
+    ).mean()
 
 
 __all__ = [

@@ -1,20 +1,24 @@
-"""The I2I-Galip generator: a thin U-Net, conditioned on a target domain's label and on the text states of its prompt.
+"""The I2I-Galip generator: a thin U-Net, conditioned on a target domain's label and its prompt's text states.
 
-Source: Korkmaz & Patel, "I2I-Galip: Unsupervised Medical Image Translation Using Generative Adversarial CLIP",
-MIDL 2025, PMLR 301:748-762; the U-Net is latent diffusion's (Rombach et al., CVPR 2022) without a timestep.
+Source: Korkmaz & Patel, "I2I-Galip: Unsupervised Medical Image Translation Using Generative Adversarial
+CLIP", MIDL 2025, PMLR 301:748-762; the U-Net is latent diffusion's (Rombach et al., CVPR 2022) without a
+timestep.
 
-Inference needs this file, its configuration and the weights: the prompts' text states are buffers of the checkpoint.
-Images are (B, 1, H, W) float32 in [0, 1]; the last layer is a plain convolution, so outputs may leave that range.
+Inference needs this file, its configuration and the weights: the prompts' text states are buffers of the
+checkpoint. Images are (B, 1, H, W) float32 in [0, 1]; the last layer is a plain convolution, so outputs may
+leave that range.
 """
 
 import math
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
+from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers import initialization as init
@@ -22,6 +26,10 @@ from transformers.utils import ModelOutput
 
 from .configuration_galip import GalipConfig
 from .errors import GalipError
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())
 
 
 @dataclass
@@ -38,8 +46,8 @@ class GalipTranslationOutput(ModelOutput):
 class GalipResidualBlock(nn.Module):
     """GroupNorm, SiLU, convolution, label added, GroupNorm, SiLU, convolution; a skip over all.
 
-    With `resample`, height and width are halved (average) or doubled (nearest) before the first convolution and on
-    the skip.
+    With `resample`, height and width are halved (average) or doubled (nearest) before the first convolution
+    and on the skip.
     """
 
     def __init__(
@@ -102,7 +110,7 @@ class GalipAttention(nn.Module):
 
 
 class GalipTransformerBlock(nn.Module):
-    """Self-attention, cross-attention on the prompt's states, GEGLU feed-forward; each with LayerNorm and skip."""
+    """Self-attention, cross-attention on the prompt, GEGLU feed-forward; each with LayerNorm and skip."""
 
     def __init__(self, config: GalipConfig, width: int) -> None:
         super().__init__()
@@ -130,7 +138,9 @@ class GalipSpatialTransformer(nn.Module):
         super().__init__()
         self.norm = nn.GroupNorm(config.norm_groups, channels, eps=1e-6)
         self.projection_in = nn.Conv2d(channels, channels, 1)
-        self.blocks = nn.ModuleList(GalipTransformerBlock(config, channels) for _ in range(config.transformer_depth))
+        self.blocks = nn.ModuleList(
+            GalipTransformerBlock(config, channels) for _ in range(config.transformer_depth)
+        )
         self.projection_out = nn.Conv2d(channels, channels, 1)
 
     def forward(self, hidden_states: Tensor, prompt_states: Tensor) -> Tensor:
@@ -167,17 +177,31 @@ class GalipEncoderLevel(nn.Module):
         channels = config.level_channels[level]
         widths = [in_channels] + [channels] * config.blocks_per_level
         self.blocks = nn.ModuleList(
-            GalipBlock(config, width_in, width_out, 2**level)
-            for width_in, width_out in zip(widths[:-1], widths[1:], strict=True)
+            GalipBlock(config, width_in, width_out, 2**level) for width_in, width_out in pairwise(widths)
         )
         is_last = level == len(config.level_channels) - 1
         self.downsample = None if is_last else GalipResidualBlock(config, channels, channels, resample="down")
 
+    def forward(
+        self, hidden_states: Tensor, label_embedding: Tensor, prompt_states: Tensor
+    ) -> tuple[Tensor, list[Tensor]]:
+        """(B, C_in, H, W) -> (B, C, H', W') and the output of every block, which are the skips."""
+        skips = []
+        for block in self.blocks:
+            hidden_states = block(hidden_states, label_embedding, prompt_states)
+            skips.append(hidden_states)
+        if self.downsample is not None:
+            hidden_states = self.downsample(hidden_states, label_embedding)
+            skips.append(hidden_states)
+        return hidden_states, skips
+
 
 class GalipDecoderLevel(nn.Module):
-    """The blocks of one resolution, each on the concatenation with a skip; on all levels but the first, up-sampling."""
+    """The blocks of one resolution, each taking a skip; on all levels but the first, an up-sampling block."""
 
-    def __init__(self, config: GalipConfig, level: int, in_channels: int, skip_channels: Sequence[int]) -> None:
+    def __init__(
+        self, config: GalipConfig, level: int, in_channels: int, skip_channels: Sequence[int]
+    ) -> None:
         super().__init__()
         channels = config.level_channels[level]
         widths = [in_channels] + [channels] * (len(skip_channels) - 1)
@@ -186,6 +210,17 @@ class GalipDecoderLevel(nn.Module):
             for width, skip in zip(widths, skip_channels, strict=True)
         )
         self.upsample = GalipResidualBlock(config, channels, channels, resample="up") if level else None
+
+    def forward(
+        self, hidden_states: Tensor, skips: list[Tensor], label_embedding: Tensor, prompt_states: Tensor
+    ) -> Tensor:
+        """(B, C_in, H, W) -> (B, C, H', W'); every block takes the last of `skips` off the list."""
+        for block in self.blocks:
+            hidden_states = torch.cat([hidden_states, skips.pop()], dim=1)
+            hidden_states = block(hidden_states, label_embedding, prompt_states)
+        if self.upsample is not None:
+            hidden_states = self.upsample(hidden_states, label_embedding)
+        return hidden_states
 
 
 class GalipMiddle(nn.Module):
@@ -210,7 +245,7 @@ class GalipPreTrainedModel(PreTrainedModel):
     config_class = GalipConfig
     base_model_prefix = "galip"
     main_input_name = "pixel_values"
-    input_modalities = ("image",)
+    input_modalities = ["image"]  # noqa: RUF012 (as transformers declares it)
     _supports_sdpa = True
 
     @torch.no_grad()
@@ -222,7 +257,8 @@ class GalipPreTrainedModel(PreTrainedModel):
         elif isinstance(module, nn.Conv2d):
             # Also the convolutions that latent diffusion sets to zero: small, and none of them dead.
             init.xavier_normal_(module.weight, gain=0.02)
-            init.zeros_(module.bias)
+            if module.bias is not None:
+                init.zeros_(module.bias)
         elif isinstance(module, (nn.LayerNorm, nn.GroupNorm)):
             init.ones_(module.weight)
             init.zeros_(module.bias)
@@ -232,23 +268,34 @@ class GalipPreTrainedModel(PreTrainedModel):
             init.zeros_(module.prompt_states)
 
     @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike, *args: Any, **kwargs: Any) -> Any:  # type: ignore[override]
-        """As in `PreTrainedModel`, but weights that do not fit the configuration are an error, not a log line.
+    def from_pretrained(  # type: ignore[override]
+        cls, pretrained_model_name_or_path: str | os.PathLike, *args: Any, **kwargs: Any
+    ) -> Any:
+        """As in `PreTrainedModel`, but weights that do not fit config.json are an error, not a log line.
 
         Raises:
-            GalipError: missing, unexpected or misshapen weights; a local directory that holds no model.
+            GalipError: missing, unexpected or misshapen weights; a faulty config.json; a damaged weights
+                file; a directory or repository that holds no model or cannot be reached.
         """
         directory = os.fspath(pretrained_model_name_or_path)
         folder = os.path.join(directory, kwargs.get("subfolder") or "")
-        if os.path.isfile(directory) or (os.path.isdir(directory) and not os.path.isfile(os.path.join(folder, "config.json"))):
-            raise GalipError(f"{folder}: not a model directory (no config.json in it); expected one written by save_pretrained")
+        if os.path.isfile(directory) or (
+            os.path.isdir(directory) and not os.path.isfile(os.path.join(folder, "config.json"))
+        ):
+            raise GalipError(
+                f"{folder}: not a model directory (no config.json in it); expected one written by "
+                "save_pretrained"
+            )
         wants_info = kwargs.pop("output_loading_info", False)
-        model, info = super().from_pretrained(
-            pretrained_model_name_or_path,
-            *args,
-            output_loading_info=True,
-            **{**kwargs, "ignore_mismatched_sizes": True},
-        )
+        loading = {**kwargs, "output_loading_info": True, "ignore_mismatched_sizes": True}
+        try:
+            loaded: Any = super().from_pretrained(pretrained_model_name_or_path, *args, **loading)
+        except SafetensorError as error:
+            reason = f"the weights (*.safetensors) are damaged: {_one_line(error)}"
+            raise GalipError(f"{directory}: {reason}") from None
+        except (GalipError, OSError) as error:
+            raise GalipError(f"{directory}: {_one_line(error)}") from None
+        model, info = loaded
         faults = [
             f"{len(info[kind])} {kind.removesuffix('_keys')} (e.g. {sorted(map(str, info[kind]))[0]})"
             for kind in ("missing_keys", "unexpected_keys", "mismatched_keys")
@@ -267,9 +314,11 @@ class GalipForImageTranslation(GalipPreTrainedModel):
     translation = model(pixel_values, target_domain="T2").translation
     ```
 
-    The prompts' text states are the persistent buffer `prompt_states` (domains, tokens, width): inference needs no
-    text encoder. `set_prompts` fills it.
+    The prompts' text states are the persistent buffer `prompt_states` (domains, tokens, width): inference
+    needs no text encoder. `set_prompts` fills it.
     """
+
+    prompt_states: Tensor
 
     def __init__(self, config: GalipConfig) -> None:
         super().__init__(config)
@@ -333,20 +382,30 @@ class GalipForImageTranslation(GalipPreTrainedModel):
         if isinstance(target_domain, Tensor):
             labels = target_domain
             if labels.dtype != torch.long:
-                raise GalipError(f"target_domain: found a tensor of {labels.dtype}; expected torch.int64 labels")
+                raise GalipError(
+                    f"target_domain: found a tensor of {labels.dtype}; expected torch.int64 labels"
+                )
             # On an accelerator this check would stall the queue; there the embedding's own assertion stands.
             is_free = labels.device.type == "cpu" and not torch.compiler.is_compiling()
-            if is_free and labels.numel() and not 0 <= int(labels.min()) <= int(labels.max()) < len(self.config.domains):
+            if (
+                is_free
+                and labels.numel()
+                and not 0 <= int(labels.min()) <= int(labels.max()) < len(self.config.domains)
+            ):
                 raise GalipError(
-                    f"target_domain: labels are {labels.tolist()}; expected 0..{len(self.config.domains) - 1} "
-                    f"({', '.join(self.config.domain_names)})"
+                    f"target_domain: labels are {labels.tolist()}; expected "
+                    f"0..{len(self.config.domains) - 1} ({', '.join(self.config.domain_names)})"
                 )
         elif isinstance(target_domain, Sequence) and all(isinstance(name, str) for name in target_domain):
             labels = torch.tensor([self.config.domain_index(name) for name in target_domain])
         else:
-            raise GalipError(f"target_domain: found {target_domain!r}; expected a name, a list of names or a LongTensor")
+            raise GalipError(
+                f"target_domain: found {target_domain!r}; expected a name, a list of names or a LongTensor"
+            )
         if labels.shape != (batch_size,):
-            raise GalipError(f"target_domain: found shape {tuple(labels.shape)}; expected one a sample, ({batch_size},)")
+            raise GalipError(
+                f"target_domain: found shape {tuple(labels.shape)}; expected one a sample, ({batch_size},)"
+            )
         return labels.to(device)
 
     def _states_of_prompts(self, labels: Tensor) -> Tensor:
@@ -377,7 +436,8 @@ class GalipForImageTranslation(GalipPreTrainedModel):
         Args:
             pixel_values: (B, 1, H, W) float in [0, 1], any H and W (padded inside by repeating the border).
             target_domain: a domain's name, a list of B names, or labels as a LongTensor (B,).
-            prompt_states: (B, tokens, width) states to use in place of the stored ones of the target's prompt.
+            prompt_states: (B, tokens, width) states to use in place of the stored ones of the target's
+                prompt.
 
         Raises:
             GalipError: a wrong shape or type, an unknown domain, or no prompt states.
@@ -391,32 +451,26 @@ class GalipForImageTranslation(GalipPreTrainedModel):
             raise GalipError(f"prompt_states: found shape {tuple(prompt_states.shape)}; expected {expected}")
         height, width = pixel_values.shape[-2:]
         multiple = 2 ** (len(self.config.channel_multipliers) - 1)
-        padding = (0, math.ceil(width / multiple) * multiple - width, 0, math.ceil(height / multiple) * multiple - height)
+        padding = (
+            0,
+            math.ceil(width / multiple) * multiple - width,
+            0,
+            math.ceil(height / multiple) * multiple - height,
+        )
         hidden_states = F.pad(pixel_values, padding, mode="replicate")
         hidden_states = self._translate(hidden_states, F.silu(self.label_embedding(labels)), prompt_states)
         return GalipTranslationOutput(translation=hidden_states[..., :height, :width])
 
     def _translate(self, hidden_states: Tensor, label_embedding: Tensor, prompt_states: Tensor) -> Tensor:
         conditions = (label_embedding, prompt_states)
-        # 1. Encoder: every output is a skip.
         hidden_states = self.conv_in(hidden_states)
         skips = [hidden_states]
         for level in self.encoder:
-            for block in level.blocks:
-                hidden_states = block(hidden_states, *conditions)
-                skips.append(hidden_states)
-            if level.downsample is not None:
-                hidden_states = level.downsample(hidden_states, label_embedding)
-                skips.append(hidden_states)
-        # 2. Middle.
+            hidden_states, level_skips = level(hidden_states, *conditions)
+            skips += level_skips
         hidden_states = self.middle(hidden_states, *conditions)
-        # 3. Decoder: every block takes the next skip.
         for level in self.decoder:
-            for block in level.blocks:
-                hidden_states = block(torch.cat([hidden_states, skips.pop()], dim=1), *conditions)
-            if level.upsample is not None:
-                hidden_states = level.upsample(hidden_states, label_embedding)
-        # 4. Head.
+            hidden_states = level(hidden_states, skips, *conditions)
         return self.conv_out(F.silu(self.norm_out(hidden_states)))
 
 

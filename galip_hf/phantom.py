@@ -29,9 +29,9 @@ PROMPTS: dict[str, str] = {contrast: f"this MRI is {contrast}-weighted" for cont
 SEQUENCES: dict[str, tuple[float, float]] = {"T1": (500.0, 15.0), "T2": (4000.0, 80.0), "PD": (6000.0, 15.0)}
 
 # Proton density (water = 1), T1 and T2 in ms at 1.5 T. CSF, grey and white matter and the scalp's fat: the
-# values of the BrainWeb phantom (Kwan, Evans & Pike, IEEE TMI 18(11), 1999), fat's density a tenth lower for the
-# skin mixed in. The rest are round figures: deep grey matter, where iron shortens T1 and T2 a little; a lesion
-# with about twice the T1 and T2 of white matter, as in a chronic plaque; bone with next to no signal.
+# values of the BrainWeb phantom (Kwan, Evans & Pike, IEEE TMI 18(11), 1999), fat's density a tenth lower for
+# the skin mixed in. The rest are round figures: deep grey matter, where iron shortens T1 and T2 a little; a
+# lesion with about twice the T1 and T2 of white matter, as in a chronic plaque; bone with next to no signal.
 TISSUE_PARAMETERS: dict[str, tuple[float, float, float]] = {
     "air": (0.0, 1.0, 1.0),
     "scalp": (0.9, 350.0, 70.0),
@@ -124,7 +124,7 @@ def render(subject: PhantomSubject, contrast: str, *, seed: int | None = None) -
     """One acquisition of `subject`: (S, H, W) float32 >= 0, arbitrary units (99.5th percentile 600..1500).
 
     Contrasts of a subject share its anatomy and its tissue values (within 3 % of the table); gain, bias field
-    (up to 4 %) and Rician noise (1.5 % of the 99.5th percentile) belong to the acquisition `seed` (None is 0).
+    (up to 4 %) and Rician noise (1.5 % of the 99.5th percentile) belong to the acquisition `seed` (None: 0).
     Raises `GalipError` for a contrast not in `CONTRASTS` or a negative seed.
     """
     _check_contrast(contrast)
@@ -149,7 +149,7 @@ def render(subject: PhantomSubject, contrast: str, *, seed: int | None = None) -
 def caption(subject: PhantomSubject, slice_index: int, contrast: str) -> str:
     """The contrast's prompt plus what the slice shows: ventricle size, lesion, head width, slice level.
 
-    Left and right are those of the image; the head's width is its extent in this slice. For example: "this MRI
+    Left and right are those of the image; the head's width is its extent in this slice. Example: "this MRI
     is T2-weighted, with large ventricles, a lesion on the left, a wide head, a middle slice".
     Raises `GalipError` for a contrast not in `CONTRASTS` or a slice the subject does not have.
     """

@@ -38,14 +38,15 @@ from .training_args import GalipTrainingArguments
 
 logger = logging.getLogger(__name__)
 
-# Seeds of phantom subjects: a block for each split, and in `train` one for each contrast, so that none is met twice.
+# Seeds of phantom subjects: a block for each split and, in `train` and `clip`, for each contrast: none is met
+# twice.
 _SUBJECT_BLOCK = 100_000
 _SPLIT_BLOCK = {"train": 0, "validation": 10, "test": 11, "clip": 12}
 
 
 @dataclass(frozen=True)
 class PhantomRecipe:
-    """Phantom subjects: in `train`, each contrast shows subjects of its own; validation subjects show all contrasts."""
+    """Phantom subjects: in `train`, each contrast has its own; in `validation`, they show all contrasts."""
 
     train_subjects: int = 100
     validation_subjects: int = 4
@@ -74,7 +75,7 @@ class DataRecipe:
 
 @dataclass(frozen=True)
 class TinyClipRecipe:
-    """The stand-in for BiomedCLIP: architecture and training on captioned phantom slices. Not a medical model."""
+    """The stand-in for BiomedCLIP: architecture and training on captioned phantom slices."""
 
     image_size: int = 64
     patch_size: int = 8
@@ -89,7 +90,7 @@ class TinyClipRecipe:
 
 @dataclass(frozen=True)
 class ClipRecipe:
-    """`source`: what `ClipBackbone.from_pretrained` takes; or `tiny`: make the stand-in in `output_dir/clip`."""
+    """`source`: what `ClipBackbone.from_pretrained` takes; or `tiny`: make it in `output_dir/clip`."""
 
     source: str = BIOMED_CLIP
     tiny: TinyClipRecipe | None = None
@@ -136,7 +137,9 @@ def _build(cls: type, values: Any, where: str) -> Any:
     known = {item.name: item for item in dataclasses.fields(cls)}
     unknown = sorted(set(map(str, values)) - set(known))
     if unknown:
-        raise GalipError(f"{where}: unknown key {', '.join(map(repr, unknown))}; known keys: {', '.join(known)}")
+        raise GalipError(
+            f"{where}: unknown key {', '.join(map(repr, unknown))}; known keys: {', '.join(known)}"
+        )
     required = [
         name
         for name, item in known.items()
@@ -176,7 +179,9 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     recipe: Recipe = _build(Recipe, values, str(path))
     sources = [recipe.data.phantom is not None, bool(recipe.data.files), recipe.data.table is not None]
     if sum(sources) != 1:
-        raise GalipError(f"{path}.data: found {sum(sources)} sources; expected exactly one of phantom, files, table")
+        raise GalipError(
+            f"{path}.data: found {sum(sources)} sources; expected exactly one of phantom, files, table"
+        )
     return recipe
 
 
@@ -189,7 +194,9 @@ def phantom_subject_seed(split: str, index: int, seed: int, contrast: str | None
     return (seed * 100 + block) * _SUBJECT_BLOCK + index
 
 
-def phantom_volumes(recipe: PhantomRecipe, processor: GalipImageProcessor, seed: int) -> Iterator[SubjectVolume]:
+def phantom_volumes(
+    recipe: PhantomRecipe, processor: GalipImageProcessor, seed: int
+) -> Iterator[SubjectVolume]:
     """Normalised phantom volumes: unpaired over contrasts in `train`, registered in `validation`."""
 
     def volume(split: str, index: int, contrast: str, subject_seed: int) -> SubjectVolume:
@@ -212,8 +219,10 @@ def file_volumes(files: Sequence[FileRecipe], processor: GalipImageProcessor) ->
         yield SubjectVolume(np.asarray(array), entry.domain, entry.subject, entry.split)
 
 
-def prepare_table(recipe: Recipe, processor: GalipImageProcessor, config: GalipConfig) -> datasets.DatasetDict:
-    """The recipe's slices as a table: `data.table`, or one written to `output_dir/table` if it is not there yet."""
+def prepare_table(
+    recipe: Recipe, processor: GalipImageProcessor, config: GalipConfig
+) -> datasets.DatasetDict:
+    """The recipe's slices as a table: `data.table`, or one written to `output_dir/table` once."""
     if recipe.data.table is not None:
         return load_table(recipe.data.table)
     directory = recipe.training.output_path / "table"
@@ -232,7 +241,7 @@ def prepare_table(recipe: Recipe, processor: GalipImageProcessor, config: GalipC
 
 
 def make_tiny_clip(recipe: TinyClipRecipe, directory: Path, seed: int) -> dict[str, Any]:
-    """Build the stand-in in `directory` and train it on captioned phantom slices; returns what training measured."""
+    """Build the stand-in in `directory` and train it on captioned phantom slices; returns its figures."""
     processor = GalipImageProcessor(domains=list(IXI_DOMAINS))
     images, captions = [], []
     for contrast in phantom.CONTRASTS:
@@ -270,7 +279,10 @@ def load_backbone(recipe: Recipe) -> ClipBackbone:
         return ClipBackbone.from_pretrained(recipe.clip.source)
     directory = recipe.training.output_path / "clip"
     if not directory.exists():
-        logger.warning("%s: making a tiny stand-in for BiomedCLIP, trained on the phantom; it knows no medicine", directory)
+        logger.warning(
+            "%s: making a tiny stand-in for BiomedCLIP, trained on the phantom; it knows no medicine",
+            directory,
+        )
         directory.parent.mkdir(parents=True, exist_ok=True)
         logger.info("stand-in: %s", make_tiny_clip(recipe.clip.tiny, directory, recipe.training.seed))
     return ClipBackbone.from_pretrained(directory)
@@ -290,7 +302,7 @@ def make_config(recipe: Recipe, backbone: ClipBackbone) -> GalipConfig:
 
 
 def make_validation(table: datasets.DatasetDict, domains: Sequence[str]) -> Validate | None:
-    """A function that scores a model on the validation subjects seen in all domains; None without such subjects."""
+    """A function that scores a model on the validation subjects of all domains; None if there are none."""
     subjects = _paired_subjects(table["validation"], domains) if "validation" in table else []
     if not subjects:
         return None
@@ -321,12 +333,14 @@ def _paired_subjects(table: datasets.Dataset, domains: Sequence[str]) -> list[di
     for slices in found.values():
         complete = [slices[number] for number in sorted(slices) if set(domains) <= set(slices[number])]
         if complete:
-            subjects.append({domain: np.stack([reader[rows[domain]] for rows in complete]) for domain in domains})
+            subjects.append(
+                {domain: np.stack([reader[rows[domain]] for rows in complete]) for domain in domains}
+            )
     return subjects
 
 
 def run_recipe(recipe: Recipe) -> GalipForImageTranslation:
-    """Prepare the data, load the CLIP model, train; returns the moving average's model, saved in `output_dir/model`."""
+    """Prepare the data, load the CLIP model, train; returns the model that `output_dir/model` holds."""
     from accelerate import PartialState
     from accelerate.utils import set_seed
 

@@ -17,7 +17,7 @@ import os
 import string
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -168,26 +168,16 @@ def train_tiny_clip(
     names = sorted(set(captions))
     labels = torch.tensor([names.index(caption) for caption in captions])
     tokens = tokenizer(names)
+    longest = int((tokens != 0).sum(dim=1).max())
+    tokens = tokens[:, :longest]  # more padding would change nothing
     pixel_values = _resize_to_tower(clip, pixel_values)
     generator = torch.Generator().manual_seed(seed)
     order = torch.randperm(len(labels), generator=generator)
     held_out, training = order.split([len(order) // 10, len(order) - len(order) // 10])
     members = [training[labels[training] == label] for label in labels[training].unique()]
-
-    clip.train()
-    optimizer = torch.optim.AdamW(clip.parameters(), lr=learning_rate, weight_decay=0.05, betas=(0.9, 0.98))
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _learning_rate_factor(step, steps))
-    losses = []
-    for _ in tqdm(range(steps), desc="tiny CLIP", disable=None if progress else True):
-        groups = _draw_groups(members, batch_size, generator)
-        batch = _augment(pixel_values[torch.cat(groups)], generator)
-        loss = _contrastive_loss(clip, batch, tokens, [labels[group] for group in groups])
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        schedule.step()
-        losses.append(loss.item())
-    clip.eval()
+    bar = tqdm(range(steps), desc="tiny CLIP", disable=None if progress else True)
+    batches = (_draw_groups(members, batch_size, generator) for _ in bar)
+    losses = _fit(clip, pixel_values, labels, tokens, batches, steps, learning_rate, generator)
     _replace_weights(clip, directory)
     twentieth = max(1, steps // 20)
     result = {
@@ -198,6 +188,33 @@ def train_tiny_clip(
     }
     logger.warning("%s: tiny stand-in CLIP trained; it is not BiomedCLIP: %s", directory, result)
     return result
+
+
+def _fit(
+    clip: Any,
+    pixel_values: Tensor,
+    labels: Tensor,
+    tokens: Tensor,
+    batches: Iterable[list[Tensor]],
+    steps: int,
+    learning_rate: float,
+    generator: torch.Generator,
+) -> list[float]:
+    """Train on `steps` batches, each a list of groups of image indices; returns the loss of each step."""
+    optimizer = torch.optim.AdamW(clip.parameters(), lr=learning_rate, weight_decay=0.05, betas=(0.9, 0.98))
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _learning_rate_factor(step, steps))
+    losses = []
+    clip.train()
+    for groups in batches:
+        batch = _augment(pixel_values[torch.cat(groups)], generator)
+        loss = _contrastive_loss(clip, batch, tokens, [labels[group] for group in groups])
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        schedule.step()
+        losses.append(loss.item())
+    clip.eval()
+    return losses
 
 
 def _vocabulary(captions: Sequence[str]) -> list[str]:
@@ -224,7 +241,7 @@ def _write_text_tower(
         hidden_size=width,
         num_hidden_layers=depth,
         num_attention_heads=heads,
-        intermediate_size=4 * width,
+        intermediate_size=2 * width,
         initializer_range=width**-0.5,  # as in the image tower
         max_position_embeddings=context_length,
         hidden_dropout_prob=0.0,
@@ -264,16 +281,20 @@ def _open_clip_config(embedding_width: int, image_size: int, context_length: int
     }
 
 
-def _initial_model(directory: Path, embedding_width: int, seed: int) -> nn.Module:
+def _initial_model(directory: Path, embedding_width: int, seed: int) -> Any:
     """Build the model from the files in a directory with weights drawn from a seed."""
     from open_clip.model import CustomTextCLIP
 
     with torch.random.fork_rng(devices=[]):  # timm and transformers draw from the global generator
         torch.manual_seed(seed)
-        return CustomTextCLIP(embed_dim=embedding_width, **local_towers(directory))
+        # 1.5, not CLIP's 2.66: a sharp start learns the easiest difference between captions and stays there
+        clip = CustomTextCLIP(embed_dim=embedding_width, init_logit_scale=1.5, **local_towers(directory))
+        # timm's deviation of 0.02 vanishes beside the patch embeddings, and with it left and right
+        nn.init.normal_(clip.visual.trunk.pos_embed, std=1.0)
+    return clip
 
 
-def _replace_weights(clip: nn.Module, directory: Path) -> None:
+def _replace_weights(clip: Any, directory: Path) -> None:
     """Write the weights beside their place, then rename them."""
     temporary = directory / f".{WEIGHTS_FILE}.tmp"
     temporary.write_bytes(save({name: tensor.contiguous() for name, tensor in clip.state_dict().items()}))
@@ -307,7 +328,7 @@ def _check_training_set(
     return pixel_values[:, None]
 
 
-def _resize_to_tower(clip: nn.Module, pixel_values: Tensor) -> Tensor:
+def _resize_to_tower(clip: Any, pixel_values: Tensor) -> Tensor:
     """(N, 1, H, W) -> (N, 1, *tower size), resampled as `ClipBackbone` does."""
     if pixel_values.shape[2:] == tuple(clip.visual.image_size):
         return pixel_values
@@ -343,7 +364,7 @@ def _augment(pixel_values: Tensor, generator: torch.Generator) -> Tensor:
     return pixel_values.clamp(0, 1)
 
 
-def _contrastive_loss(clip: nn.Module, pixel_values: Tensor, tokens: Tensor, groups: list[Tensor]) -> Tensor:
+def _contrastive_loss(clip: Any, pixel_values: Tensor, tokens: Tensor, groups: list[Tensor]) -> Tensor:
     """Mean of `ClipLoss` over groups of distinct labels; `pixel_values` holds the groups' images in order."""
     from open_clip.loss import ClipLoss
 
@@ -358,7 +379,7 @@ def _contrastive_loss(clip: nn.Module, pixel_values: Tensor, tokens: Tensor, gro
     ).mean()
 
 
-def _normalize(clip: nn.Module, pixel_values: Tensor) -> Tensor:
+def _normalize(clip: Any, pixel_values: Tensor) -> Tensor:
     """(B, 1, H, W) in [0, 1] -> the three channels the image tower reads."""
     mean, std = (
         torch.tensor(values).view(1, 3, 1, 1) for values in (clip.visual.image_mean, clip.visual.image_std)
@@ -367,7 +388,7 @@ def _normalize(clip: nn.Module, pixel_values: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def _retrieval(clip: nn.Module, pixel_values: Tensor, tokens: Tensor, labels: Tensor) -> dict[str, float]:
+def _retrieval(clip: Any, pixel_values: Tensor, tokens: Tensor, labels: Tensor) -> dict[str, float]:
     """Share of images whose own caption is the nearest among all captions of these images."""
     candidates = labels.unique()
     text = clip.encode_text(tokens[candidates], normalize=True)

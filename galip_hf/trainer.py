@@ -1,9 +1,9 @@
 """Training of I2I-Galip on Accelerate: a generator step, a discriminator step, a moving average.
 
-Source: Korkmaz & Patel, MIDL 2025, section 2. One step takes pairs of unpaired images (x_A of domain A, x_B of B):
+Source: Korkmaz & Patel, MIDL 2025, section 2. One step takes unpaired images x_A of domain A, x_B of B:
 
-1. fakes G(x_A, B), G(x_B, A); identities G(x_A, A), G(x_B, B); reconstructions of the fakes; one pass of the frozen
-   ViT over the fakes (with gradients) and one over the reals (without); one summed loss, one backward;
+1. fakes G(x_A, B), G(x_B, A); identities G(x_A, A), G(x_B, B); reconstructions of the fakes; one pass of the
+   frozen ViT over the fakes (with gradients) and one over the reals (without); one summed loss, one backward;
 2. the heads on the reals' features and the detached fakes' features; one backward;
 3. the moving average of the generator.
 """
@@ -39,7 +39,7 @@ Validate = Callable[[GalipForImageTranslation], dict[str, float]]
 
 @dataclass(frozen=True)
 class UnpairedBatch:
-    """Both directions of a batch of pairs: sources (2 B, 1, H, W), their labels and their targets' labels (2 B,)."""
+    """Both directions of B pairs: sources (2 B, 1, H, W), their labels and their targets' labels (2 B,)."""
 
     sources: Tensor
     source_labels: Tensor
@@ -93,7 +93,10 @@ class GalipTrainer:
         self.ema = ExponentialMovingAverage(model, arguments.ema_decay)
         set_seed(arguments.seed)
         discriminator = GalipDiscriminator(
-            len(model.config.domains), len(backbone.image_blocks), backbone.image_width, backbone.embedding_width
+            len(model.config.domains),
+            len(backbone.image_blocks),
+            backbone.image_width,
+            backbone.embedding_width,
         )
         optimizers = [
             torch.optim.Adam(network.parameters(), lr=rate, betas=arguments.adam_betas)
@@ -118,13 +121,21 @@ class GalipTrainer:
         )
         self.train_dataset = train_dataset
         prepared = self.accelerator.prepare(model, discriminator, *optimizers, loader)
-        self.generator, self.discriminator, self.generator_optimizer, self.discriminator_optimizer, self.loader = prepared
+        (
+            self.generator,
+            self.discriminator,
+            self.generator_optimizer,
+            self.discriminator_optimizer,
+            self.loader,
+        ) = prepared
         self.step = 0
 
     # Steps
 
-    def generator_losses(self, batch: UnpairedBatch) -> tuple[dict[str, Tensor], ClipImageFeatures | None, ClipImageFeatures | None]:
-        """The generator's losses by name, unweighted, and the ViT's features of reals and fakes (if any loss uses them).
+    def generator_losses(
+        self, batch: UnpairedBatch
+    ) -> tuple[dict[str, Tensor], ClipImageFeatures | None, ClipImageFeatures | None]:
+        """The generator's losses by name, unweighted, and the ViT's features of reals and fakes (if used).
 
         A loss of weight 0 is neither computed nor returned.
         """
@@ -149,7 +160,8 @@ class GalipTrainer:
                 values["clip"] = losses.clip_loss(fake_features.embedding, text_embedding)
             if weights.class_token:
                 values["class_token"] = losses.class_token_loss(
-                    fake_features.class_tokens, other_direction(real_features.class_tokens)  # type: ignore[union-attr]
+                    fake_features.class_tokens,
+                    other_direction(real_features.class_tokens),  # type: ignore[union-attr]
                 )
         if weights.cycle:
             reconstruction = self.generator(fakes, batch.source_labels).translation
@@ -159,7 +171,9 @@ class GalipTrainer:
             values["identity"] = losses.identity_loss(identity, batch.sources)
         return values, real_features, fake_features
 
-    def discriminator_loss(self, batch: UnpairedBatch, real: ClipImageFeatures, fake: ClipImageFeatures) -> Tensor:
+    def discriminator_loss(
+        self, batch: UnpairedBatch, real: ClipImageFeatures, fake: ClipImageFeatures
+    ) -> Tensor:
         """The heads' loss on features that carry no gradient; reals and fakes in one call."""
         tokens = [
             torch.cat([real_tokens, fake_tokens.detach()])
@@ -176,7 +190,9 @@ class GalipTrainer:
         heads.requires_grad_(False)
         with self.accelerator.autocast():
             values, real_features, fake_features = self.generator_losses(batch)
-            total = torch.stack([losses.DIRECTIONS * getattr(weights, name) * value for name, value in values.items()])
+            total = torch.stack(
+                [losses.DIRECTIONS * getattr(weights, name) * value for name, value in values.items()]
+            )
         self.accelerator.backward(total.sum())
         self.generator_optimizer.step()
         self.generator_optimizer.zero_grad()
@@ -221,7 +237,9 @@ class GalipTrainer:
         batches = self._batches()
         record = _LogRecord(arguments)
         is_main = self.accelerator.is_main_process
-        with tqdm(total=arguments.max_steps, initial=self.step, unit="step", disable=None if is_main else True) as bar:
+        with tqdm(
+            total=arguments.max_steps, initial=self.step, unit="step", disable=None if is_main else True
+        ) as bar:
             while self.step < arguments.max_steps:
                 waiting = time.perf_counter()
                 batch = next(batches)
@@ -280,12 +298,14 @@ class GalipTrainer:
         }
 
     def _start(self) -> None:
-        """Go on from the checkpoint when the run is to resume; else refuse to write over an earlier run's log."""
+        """Go on from the checkpoint when the run is to resume; else refuse to write to an earlier log."""
         log = self.arguments.output_path / "log.jsonl"
         state = load_checkpoint(self.arguments.output_path / "checkpoint") if self.arguments.resume else None
         if state is None:
             if log.exists():
-                raise GalipError(f"{log}: an earlier run is there; choose another output_dir or set resume=true")
+                raise GalipError(
+                    f"{log}: an earlier run is there; choose another output_dir or set resume=true"
+                )
             return
         unwrap = self.accelerator.unwrap_model
         if state["config"] != unwrap(self.generator).config.to_json_string():
@@ -322,7 +342,9 @@ class _LogRecord:
         names = self._losses[0]
         entry = {
             "step": step,
-            "losses": {name: float(torch.stack([values[name] for values in self._losses]).mean()) for name in names},
+            "losses": {
+                name: float(torch.stack([values[name] for values in self._losses]).mean()) for name in names
+            },
             "learning_rate": self._arguments.learning_rate * self._arguments.learning_rate_factor(step - 1),
             "images_per_second": len(self._losses) * images_per_step / seconds,
             "seconds_per_step": seconds / len(self._losses),

@@ -1,5 +1,6 @@
 """Choices of a training run; the architecture's are in `GalipConfig`."""
 
+import math
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -61,7 +62,13 @@ class GalipTrainingArguments:
     resume: bool = False
 
     def __post_init__(self) -> None:
-        positive = ("max_steps", "batch_size", "learning_rate", "discriminator_learning_rate", "logging_steps")
+        positive = (
+            "max_steps",
+            "batch_size",
+            "learning_rate",
+            "discriminator_learning_rate",
+            "logging_steps",
+        )
         not_negative = ("seed", "num_workers", "validation_steps", "checkpoint_steps")
         for name in positive:
             if not getattr(self, name) > 0:
@@ -76,11 +83,14 @@ class GalipTrainingArguments:
         if len(self.adam_betas) != 2 or not all(0 <= beta < 1 for beta in self.adam_betas):
             raise GalipError(f"training: adam_betas are {self.adam_betas}; expected two numbers in [0, 1)")
         if self.mixed_precision not in ("no", "bf16", "fp16"):
-            raise GalipError(f"training: mixed_precision is {self.mixed_precision!r}; expected no, bf16 or fp16")
+            raise GalipError(
+                f"training: mixed_precision is {self.mixed_precision!r}; expected no, bf16 or fp16"
+            )
         weights = self.loss_weights
         for weight in fields(weights):
-            if getattr(weights, weight.name) < 0:
-                raise GalipError(f"training: loss weight {weight.name} is negative; expected 0 or more")
+            value = getattr(weights, weight.name)
+            if not 0 <= value < math.inf:
+                raise GalipError(f"training: loss weight {weight.name} is {value}; expected 0 or more")
         if not any(getattr(weights, weight.name) for weight in fields(weights)):
             raise GalipError("training: all loss weights are 0; give at least one of them a weight")
 

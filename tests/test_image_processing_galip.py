@@ -99,7 +99,8 @@ def test_images_of_a_batch_keep_their_own_windows(processor: GalipImageProcessor
     batch = processor([first, second], domain="T1", return_tensors="pt")
     alone = processor(second, domain="T1", return_tensors="pt")
     torch.testing.assert_close(batch["pixel_values"][1:], alone["pixel_values"], rtol=0, atol=0)
-    assert batch["upper"][1] == alone["upper"][0] and batch["upper"].dtype == torch.float64
+    assert batch["upper"].dtype == torch.float64
+    assert batch["upper"][1] == alone["upper"][0] == np.percentile(second.astype(np.float64), 99.5)
     back = processor.postprocess(batch["pixel_values"], lower=batch["lower"], upper=batch["upper"])
     np.testing.assert_allclose(back[:, 0], [first, second], rtol=1e-6, atol=1e-3)
 
@@ -114,6 +115,14 @@ def test_a_volume_has_one_window(processor: GalipImageProcessor) -> None:
     np.testing.assert_allclose(normalized.pixel_values[:, 0], expected, rtol=1e-5, atol=1e-6)
     back = processor.postprocess(normalized.pixel_values, lower=normalized.lower, upper=normalized.upper)
     assert np.abs(back[:, 0] - volume).max() <= 1e-6 * np.ptp(volume)
+
+
+def test_the_map_is_computed_in_float64() -> None:
+    # Around 1e6 a float32 has steps of 1/16: a float32 map would show them.
+    processor = GalipImageProcessor(intensity_rules={"T1": {"rule": "percentile", "lower": 0, "upper": 100}})
+    ramp = np.linspace(0.0, 1.0, 64).reshape(8, 8)
+    batch = processor(1e6 + ramp, domain="T1")
+    np.testing.assert_allclose(batch["pixel_values"][0, 0], ramp, rtol=0, atol=1e-7)
 
 
 def test_input_is_not_changed(processor: GalipImageProcessor) -> None:

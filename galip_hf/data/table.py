@@ -288,9 +288,14 @@ def write_table(
         overwrite: replace an existing table; a folder that is not a table is never replaced.
 
     Raises:
-        GalipError: `directory` exists; no volumes; a domain or split without slices; a subject in two splits;
-            a volume given twice, not (S, H, W) floats, not finite, not in model space, of another slice size.
+        GalipError: an argument out of range; `directory` exists; no volumes; a domain or split without
+            slices; a subject in two splits; a volume given twice, not (S, H, W) floats, not finite, not in
+            model space, or of another slice size.
     """
+    if not domains or len(set(domains)) != len(domains):
+        raise GalipError(f"domains: found {list(domains)}; expected at least one name, each once")
+    if image_size is not None and image_size < 1:
+        raise GalipError(f"image_size: found {image_size}; expected a number of pixels, or None")
     directory = Path(directory)
     if directory.exists() and not (overwrite and (directory / "dataset_dict.json").is_file()):
         reason = "not a table; name another folder" if overwrite else "give overwrite=True to replace it"
@@ -299,7 +304,7 @@ def write_table(
     parts, complete = (
         directory.with_name(f".{directory.name}.{os.getpid()}.{kind}") for kind in ("parts", "new")
     )
-    parts.mkdir()
+    parts.mkdir(exist_ok=True)
     writers = _SplitWriters(parts, domains, image_size, minimum_foreground)
     try:
         for volume in volumes:

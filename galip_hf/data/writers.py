@@ -19,6 +19,25 @@ from galip_hf.errors import GalipError
 DESCRIPTION = "synthetic, galip_hf; not for diagnosis"  # NIfTI's descrip field: at most 79 bytes
 
 
+def check_output_path(path: str | Path, *, overwrite: bool = False) -> Path:
+    """Whether a scan may be written to `path`, before anything is computed for it; returns it as a Path.
+
+    Raises:
+        GalipError: an unknown suffix, an existing file, a missing or unwritable directory.
+    """
+    path = Path(path)
+    supported_suffix(path)
+    if path.is_dir():
+        raise GalipError(f"{path}: is a directory; give a file name")
+    if path.exists() and not overwrite:
+        raise GalipError(f"{path}: already exists; choose another name or allow overwriting (--overwrite, overwrite=True)")
+    if not path.parent.is_dir():
+        raise GalipError(f"{path}: the directory {path.parent} does not exist; create it first")
+    if not os.access(path.parent, os.W_OK):
+        raise GalipError(f"{path}: the directory {path.parent} is not writable; choose another or mend its permissions")
+    return path
+
+
 def write_volume(volume: Volume, path: str | Path, *, overwrite: bool = False) -> Path:
     """Write one scan; nothing is left behind when it fails.
 
@@ -41,14 +60,8 @@ def write_volume(volume: Volume, path: str | Path, *, overwrite: bool = False) -
         GalipError: an unknown suffix, an existing file, a missing or unwritable directory, values that are
             not finite, or an array that PNG cannot hold.
     """
-    path = Path(path)
+    path = check_output_path(path, overwrite=overwrite)
     suffix = supported_suffix(path)
-    if path.is_dir():
-        raise GalipError(f"{path}: is a directory; give a file name")
-    if path.exists() and not overwrite:
-        raise GalipError(f"{path}: already exists; choose another name or pass overwrite=True")
-    if not path.parent.is_dir():
-        raise GalipError(f"{path}: the directory {path.parent} does not exist; create it first")
     array = checked_float32(volume.array, f"volume for {path}")
     try:
         # A directory beside the target: the same file system, the right suffix, the user's file permissions.

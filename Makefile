@@ -1,0 +1,35 @@
+# Two commands set everything up on a fresh machine: `make demo` and `make test`.
+PYTHON ?= python3
+BIN := .venv/bin
+INSTALLED := .venv/.installed
+SOURCES := galip_hf tests examples
+
+.PHONY: demo test quality style phantom-model clean
+
+# Installed again only when the dependencies change.
+$(INSTALLED): setup.cfg pyproject.toml
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e ".[test,quality]"
+	touch $@
+
+demo: $(INSTALLED)
+	$(BIN)/python examples/demo.py $(DEMO_ARGUMENTS)
+
+test: $(INSTALLED)
+	$(BIN)/python -m pytest $(PYTEST_ARGUMENTS)
+
+quality: $(INSTALLED)
+	$(BIN)/ruff check $(SOURCES)
+	$(BIN)/ruff format --check $(SOURCES)
+	$(BIN)/mypy
+
+style: $(INSTALLED)
+	$(BIN)/ruff check --fix $(SOURCES)
+	$(BIN)/ruff format $(SOURCES)
+
+# Makes the model in examples/phantom_model again from nothing; see its card for the time it takes.
+phantom-model: $(INSTALLED)
+	$(BIN)/python examples/make_phantom_model.py
+
+clean:
+	rm -rf .venv outputs build *.egg-info

@@ -1,0 +1,133 @@
+"""Shared by the tests: a tiny configuration, a tiny generator, a tiny CLIP model and a table of slices."""
+
+import os
+
+os.environ["HF_HUB_OFFLINE"] = "1"
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from galip_hf import GalipConfig, GalipForImageTranslation
+from galip_hf.clip_backbone import ClipBackbone
+from galip_hf.data.table import SubjectVolume, write_table
+from galip_hf.tiny_clip import build_tiny_clip
+
+torch.set_num_threads(1)
+
+DOMAINS: list[dict[str, Any]] = [
+    {
+        "name": "T1",
+        "prompt": "this MRI is T1-weighted",
+        "modality": "MR",
+        "intensity": {"rule": "percentile", "lower": 0.0, "upper": 99.5},
+    },
+    {
+        "name": "T2",
+        "prompt": "this MRI is T2-weighted",
+        "modality": "MR",
+        "intensity": {"rule": "percentile", "lower": 1.0, "upper": 99.0},
+    },
+    {
+        "name": "CT",
+        "prompt": "this is a CT scan",
+        "modality": "CT",
+        "intensity": {"rule": "window", "lower": -1000.0, "upper": 1000.0},
+    },
+]
+TEXT_WIDTH, TEXT_LENGTH, TEXT_EMBEDDING_WIDTH = 16, 12, 24
+
+
+def tiny_config(**fields: Any) -> GalipConfig:
+    """Two levels of 8 and 16 channels, attention on the second; text widths of the tiny CLIP model."""
+    tiny: dict[str, Any] = {
+        "base_channels": 8,
+        "channel_multipliers": [1, 2],
+        "blocks_per_level": 1,
+        "attention_rates": [2],
+        "attention_head_width": 8,
+        "norm_groups": 4,
+        "label_width": 16,
+        "text_width": TEXT_WIDTH,
+        "text_length": TEXT_LENGTH,
+        "text_embedding_width": TEXT_EMBEDDING_WIDTH,
+        "image_size": 32,
+        "domains": DOMAINS,
+    }
+    return GalipConfig(**{**tiny, **fields})
+
+
+def filled_weights(shapes: Mapping[str, Sequence[int]]) -> dict[str, torch.Tensor]:
+    """Weights by a rule anyone can repeat; outputs are of order 1, where those of a new model are near 0."""
+    weights = {}
+    for index, name in enumerate(sorted(shapes)):
+        shape = tuple(shapes[name])
+        values = np.random.Generator(np.random.PCG64(index)).random(size=shape) * 2 - 1
+        if len(shape) == 1:
+            values = 0.1 * values + (1.0 if name.endswith("weight") else 0.0)
+        else:
+            values = values * np.sqrt(3.0 / np.prod(shape[1:]))
+        weights[name] = torch.from_numpy(values.astype(np.float32))
+    return weights
+
+
+def filled_model(config: GalipConfig) -> GalipForImageTranslation:
+    """A generator with weights and prompt states of order 1, in evaluation mode."""
+    model = GalipForImageTranslation(config)
+    model.load_state_dict(filled_weights({name: value.shape for name, value in model.state_dict().items()}))
+    states = torch.randn(model.prompt_states.shape, generator=torch.Generator().manual_seed(5))
+    model.prompt_states.copy_(states)
+    return model.eval()
+
+
+@pytest.fixture(scope="session")
+def clip_directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An untrained CLIP model of widths that all differ."""
+    return build_tiny_clip(
+        tmp_path_factory.mktemp("tiny_clip") / "model",
+        [domain["prompt"] for domain in DOMAINS],
+        image_size=32,
+        patch_size=8,
+        width=32,
+        depth=4,
+        heads=4,
+        embedding_width=TEXT_EMBEDDING_WIDTH,
+        text_width=TEXT_WIDTH,
+        text_depth=1,
+        context_length=TEXT_LENGTH,
+    )
+
+
+@pytest.fixture(scope="session")
+def tiny_backbone(clip_directory: Path) -> ClipBackbone:
+    """Frozen, so that all tests can share it."""
+    return ClipBackbone.from_pretrained(clip_directory)
+
+
+def smooth_volume(seed: int, slices: int = 4, size: int = 32) -> np.ndarray:
+    """(slices, size, size) float32 in [0, 1]: a few broad waves."""
+    rng = np.random.default_rng([seed, 7])
+    y, x = np.mgrid[0:size, 0:size] / size
+    number = np.arange(slices)[:, None, None]
+    waves = [
+        np.sin(2 * np.pi * (a * x + b * y + 0.1 * number) + phase)
+        for a, b, phase in rng.uniform(0.5, 2.0, (3, 3))
+    ]
+    return (0.5 + sum(waves) / 6).astype(np.float32)
+
+
+@pytest.fixture(scope="session")
+def table_directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A training table: three subjects of their own in each of three domains, four slices each."""
+    volumes = [
+        SubjectVolume(smooth_volume(10 * label + index), domain["name"], f"{domain['name']}-{index}", "train")
+        for label, domain in enumerate(DOMAINS)
+        for index in range(3)
+    ]
+    directory = tmp_path_factory.mktemp("table") / "table"
+    names = [domain["name"] for domain in DOMAINS]
+    return write_table(volumes, directory, domains=names, image_size=None)
