@@ -145,8 +145,8 @@ def convert_official_state_dict(state_dict: Mapping[str, Tensor]) -> dict[str, T
         module, _, parameter = missing[0].rpartition(".")
         official = {ours: theirs for theirs, ours in table.items()}[module]
         raise GalipError(
-            f"official state dict: {len(missing)} keys are missing, e.g. '{official}.{parameter}'; expected the "
-            "authors' generator"
+            f"official state dict: {len(missing)} keys are missing, e.g. '{official}.{parameter}'; "
+            "expected the authors' generator"
         )
     return converted
 

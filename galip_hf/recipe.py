@@ -10,6 +10,7 @@ training: {output_dir: …, max_steps: …}
 
 import dataclasses
 import logging
+import shutil
 import types
 import typing
 from collections.abc import Iterator, Sequence
@@ -41,6 +42,7 @@ logger = logging.getLogger(__name__)
 # Seeds of phantom subjects: a block for each split and, in `train` and `clip`, for each contrast: none is met
 # twice.
 _SUBJECT_BLOCK = 100_000
+_BARE_PROMPT_SHARE = 0.25
 _SPLIT_BLOCK = {"train": 0, "validation": 10, "test": 11, "clip": 12}
 
 
@@ -127,7 +129,8 @@ def _convert(kind: Any, value: Any, where: str) -> Any:
     expected = origin or kind
     if isinstance(value, expected) and not (isinstance(value, bool) and expected is not bool):
         return value
-    raise GalipError(f"{where}: found {value!r}; expected {getattr(expected, '__name__', expected)}")
+    hint = " in quotes (YAML reads a bare no, yes, on, off as a truth value)" if value is False else ""
+    raise GalipError(f"{where}: found {value!r}; expected {getattr(expected, '__name__', expected)}{hint}")
 
 
 def _build(cls: type, values: Any, where: str) -> Any:
@@ -175,13 +178,17 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
             target = target.setdefault(key, {})
             if not isinstance(target, dict):
                 raise GalipError(f"override {override!r}: {key!r} is not a mapping in {path}")
-        target[last] = yaml.safe_load(text)
+        try:
+            target[last] = yaml.safe_load(text)
+        except yaml.YAMLError:
+            raise GalipError(f"override {override!r}: the value is not valid YAML") from None
     recipe: Recipe = _build(Recipe, values, str(path))
     sources = [recipe.data.phantom is not None, bool(recipe.data.files), recipe.data.table is not None]
     if sum(sources) != 1:
         raise GalipError(
             f"{path}.data: found {sum(sources)} sources; expected exactly one of phantom, files, table"
         )
+    GalipConfig.from_dict(recipe.model)  # a misspelt key is told before hours of preparation
     return recipe
 
 
@@ -243,6 +250,7 @@ def prepare_table(
 def make_tiny_clip(recipe: TinyClipRecipe, directory: Path, seed: int) -> dict[str, Any]:
     """Build the stand-in in `directory` and train it on captioned phantom slices; returns its figures."""
     processor = GalipImageProcessor(domains=list(IXI_DOMAINS))
+    rng = np.random.default_rng([seed, _SPLIT_BLOCK["clip"]])
     images, captions = [], []
     for contrast in phantom.CONTRASTS:
         for index in range(recipe.subjects):
@@ -251,9 +259,16 @@ def make_tiny_clip(recipe: TinyClipRecipe, directory: Path, seed: int) -> dict[s
             )
             normalized = processor.normalize_volume(phantom.render(subject, contrast), contrast)
             images.append(np.asarray(normalized.pixel_values)[:, 0].clip(0, 1))
-            captions += [phantom.caption(subject, number, contrast) for number in range(len(images[-1]))]
+            captions += [
+                # The trainer uses bare prompts, so the stand-in must have met them.
+                phantom.PROMPTS[contrast] if bare else phantom.caption(subject, number, contrast)
+                for number, bare in enumerate(rng.random(len(images[-1])) < _BARE_PROMPT_SHARE)
+            ]
+    # Beside, then renamed: a half-trained stand-in must not be taken for a whole one.
+    temporary = directory.with_name(f".{directory.name}.tmp")
+    shutil.rmtree(temporary, ignore_errors=True)
     build_tiny_clip(
-        directory,
+        temporary,
         captions,
         image_size=recipe.image_size,
         patch_size=recipe.patch_size,
@@ -262,8 +277,8 @@ def make_tiny_clip(recipe: TinyClipRecipe, directory: Path, seed: int) -> dict[s
         context_length=recipe.context_length,
         seed=seed,
     )
-    return train_tiny_clip(
-        directory,
+    measured = train_tiny_clip(
+        temporary,
         np.concatenate(images),
         captions,
         steps=recipe.steps,
@@ -271,6 +286,8 @@ def make_tiny_clip(recipe: TinyClipRecipe, directory: Path, seed: int) -> dict[s
         learning_rate=recipe.learning_rate,
         seed=seed,
     )
+    temporary.rename(directory)
+    return measured
 
 
 def load_backbone(recipe: Recipe) -> ClipBackbone:
@@ -298,7 +315,7 @@ def make_config(recipe: Recipe, backbone: ClipBackbone) -> GalipConfig:
         "text_length": backbone.context_length,
         "text_embedding_width": backbone.embedding_width,
     }
-    return GalipConfig(**{**text, **recipe.model})
+    return GalipConfig.from_dict({**text, **recipe.model})
 
 
 def make_validation(table: datasets.DatasetDict, domains: Sequence[str]) -> Validate | None:

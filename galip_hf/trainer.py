@@ -119,7 +119,6 @@ class GalipTrainer:
             # Unused for the order, which is the dataset's: it keeps the loader off the global generator.
             generator=torch.Generator().manual_seed(arguments.seed),
         )
-        self.train_dataset = train_dataset
         prepared = self.accelerator.prepare(model, discriminator, *optimizers, loader)
         (
             self.generator,
@@ -216,7 +215,8 @@ class GalipTrainer:
         steps_per_epoch = len(self.loader)
         while True:
             epoch, done = divmod(self.step, steps_per_epoch)
-            self.train_dataset.set_epoch(epoch)  # type: ignore[attr-defined]
+            # Not the dataset's: the loader would set that back to an epoch of its own counting.
+            self.loader.set_epoch(epoch)
             for items in skip_first_batches(self.loader, done) if done else self.loader:
                 yield UnpairedBatch.of(items)
 
@@ -303,8 +303,10 @@ class GalipTrainer:
         state = load_checkpoint(self.arguments.output_path / "checkpoint") if self.arguments.resume else None
         if state is None:
             if log.exists():
+                lacking = ", without a checkpoint to resume from" if self.arguments.resume else ""
+                remedy = "delete it" if self.arguments.resume else "set resume=true"
                 raise GalipError(
-                    f"{log}: an earlier run is there; choose another output_dir or set resume=true"
+                    f"{log}: an earlier run is there{lacking}; choose another output_dir or {remedy}"
                 )
             return
         unwrap = self.accelerator.unwrap_model

@@ -108,7 +108,7 @@ def tiny_backbone(clip_directory: Path) -> ClipBackbone:
     return ClipBackbone.from_pretrained(clip_directory)
 
 
-def smooth_volume(seed: int, slices: int = 4, size: int = 32) -> np.ndarray:
+def smooth_volume(seed: int, slices: int = 4, size: int = 16) -> np.ndarray:
     """(slices, size, size) float32 in [0, 1]: a few broad waves."""
     rng = np.random.default_rng([seed, 7])
     y, x = np.mgrid[0:size, 0:size] / size

@@ -50,7 +50,9 @@ def test_a_damaged_checkpoint(tmp_path: Path, content: bytes | None) -> None:
     save_checkpoint(directory, {"weight": torch.zeros(1000)})
     path = directory / "state.pt"
     path.write_bytes(path.read_bytes()[:1000] if content is None else content)
-    with pytest.raises(GalipError, match=r"not readable as a checkpoint \(.+\); delete it to start anew") as caught:
+    with pytest.raises(
+        GalipError, match=r"not readable as a checkpoint \(.+\); delete it to start anew"
+    ) as caught:
         load_checkpoint(directory)
     assert str(path) in str(caught.value)
     assert "\n" not in str(caught.value)

@@ -18,8 +18,8 @@ from galip_hf.convert import (
     official_module_names,
 )
 
-# Weights are filled by `filled_weights` over the authors' names. At full width, the code that wrote the file gives
-# the outputs of a network in the authors' layout, filled by the same rule, to 4e-6.
+# Weights are filled by `filled_weights` over the authors' names. At full width, the code that wrote the file
+# gives the outputs of a network in the authors' layout, filled by the same rule, to 4e-6.
 GOLDEN = Path(__file__).parent / "data" / "tiny_golden.npz"
 
 
@@ -37,7 +37,7 @@ def official_shapes(config: GalipConfig) -> dict[str, torch.Size]:
 
 @pytest.fixture(scope="module")
 def official() -> dict[str, Tensor]:
-    """A filled checkpoint in the authors' layout: base width 8, label width 16, text width 12, two domains."""
+    """A filled checkpoint in the authors' layout: widths 8, label width 16, text width 12, two domains."""
     domain = {"prompt": "a", "modality": "MR", "intensity": {"rule": "none"}}
     config = GalipConfig(
         base_channels=8,
@@ -173,7 +173,7 @@ class Malicious:
 def test_code_in_a_checkpoint_is_refused_and_not_run(tmp_path: Path) -> None:
     trace, path = tmp_path / "trace", tmp_path / "generator.pth"
     torch.save({"label_emb.weight": Malicious(trace)}, path)
-    with pytest.raises(GalipError, match="could run code; save only generator.state_dict") as caught:
+    with pytest.raises(GalipError, match="could run code; save only generator") as caught:
         load_official_state_dict(path)
     assert "\n" not in str(caught.value)
     assert not trace.exists()

@@ -1,0 +1,46 @@
+"""Slices through the generator in batches: order, equality with one batch, types."""
+
+import numpy as np
+import pytest
+import torch
+from conftest import filled_model, tiny_config
+
+from galip_hf import GalipError, GalipForImageTranslation
+from galip_hf.inference import translate_batches, translate_slices
+
+
+@pytest.fixture(scope="module")
+def model() -> GalipForImageTranslation:
+    return filled_model(tiny_config())
+
+
+@pytest.fixture
+def slices() -> np.ndarray:
+    return np.random.default_rng(0).random((7, 12, 18), dtype=np.float32)
+
+
+def test_batches_equal_the_whole_in_order(model: GalipForImageTranslation, slices: np.ndarray) -> None:
+    with torch.inference_mode():
+        whole = model(torch.from_numpy(slices)[:, None], "CT").translation[:, 0].numpy()
+    batches = list(translate_batches(model, slices, "CT", batch_size=3))
+    assert [batch.shape for batch in batches] == [(3, 12, 18), (3, 12, 18), (1, 12, 18)]
+    assert all(batch.dtype == np.float32 for batch in batches)
+    np.testing.assert_allclose(np.concatenate(batches), whole, rtol=0, atol=1e-5)
+    np.testing.assert_allclose(translate_slices(model, slices, "CT"), whole, rtol=0, atol=1e-5)
+    assert np.abs(whole[0] - whole[1]).max() > 0.1  # so that a wrong order would show
+
+
+def test_the_target_matters(model: GalipForImageTranslation, slices: np.ndarray) -> None:
+    difference = translate_slices(model, slices, "T1") - translate_slices(model, slices, "T2")
+    assert np.abs(difference).max() > 0.01
+
+
+def test_other_layouts_and_types_are_taken(model: GalipForImageTranslation, slices: np.ndarray) -> None:
+    expected = translate_slices(model, slices[::-1].copy(), "T1")
+    for same in (slices[::-1], slices[::-1].astype(np.float64)):
+        np.testing.assert_allclose(translate_slices(model, same, "T1"), expected, rtol=0, atol=1e-5)
+
+
+def test_unknown_domain(model: GalipForImageTranslation, slices: np.ndarray) -> None:
+    with pytest.raises(GalipError, match="'PD' is unknown"):
+        translate_slices(model, slices, "PD")
