@@ -1,6 +1,6 @@
 """The main job end to end, on phantom subjects made on the spot: no download, no GPU, no medical CLIP model.
 
-1. Load the small model of this repository, translate test subjects that no training saw in all six directions, score it.
+1. Load the small model of this repository; translate test subjects that no training saw in six directions.
 2. Train the same recipe from scratch for about two minutes, save, load, and show what it gained.
 3. Say where everything lies.
 
@@ -25,7 +25,14 @@ from galip_hf import GalipError, GalipForImageTranslation, GalipImageProcessor, 
 from galip_hf.evaluation import evaluate, write_report
 from galip_hf.figures import FigureRow, save_loss_curves, save_translation_figure
 from galip_hf.inference import translate_slices
-from galip_hf.recipe import PhantomRecipe, Recipe, load_recipe, phantom_subject_seed, phantom_volumes, run_recipe
+from galip_hf.recipe import (
+    PhantomRecipe,
+    Recipe,
+    load_recipe,
+    phantom_subject_seed,
+    phantom_volumes,
+    run_recipe,
+)
 
 EXAMPLES = Path(__file__).resolve().parent
 MODEL = EXAMPLES / "phantom_model"
@@ -34,8 +41,10 @@ RECIPE = EXAMPLES / "configs" / "phantom.yaml"
 Translate = Callable[[np.ndarray, str, str], np.ndarray]
 
 
-def test_subjects(processor: GalipImageProcessor, recipe: PhantomRecipe, count: int, seed: int) -> list[dict[str, np.ndarray]]:
-    """Phantom subjects of the test block, rendered in all contrasts and normalised as the model was trained."""
+def test_subjects(
+    processor: GalipImageProcessor, recipe: PhantomRecipe, count: int, seed: int
+) -> list[dict[str, np.ndarray]]:
+    """Phantom subjects of the test block, rendered in all contrasts and normalised as in training."""
     subjects = []
     for index in range(count):
         subject = phantom.make_subject(
@@ -43,14 +52,18 @@ def test_subjects(processor: GalipImageProcessor, recipe: PhantomRecipe, count: 
         )
         subjects.append(
             {
-                contrast: processor.normalize_volume(phantom.render(subject, contrast), contrast).pixel_values[:, 0].numpy()
+                contrast: processor.normalize_volume(phantom.render(subject, contrast), contrast)
+                .pixel_values[:, 0]
+                .numpy()
                 for contrast in phantom.CONTRASTS
             }
         )
     return subjects
 
 
-def training_slices(processor: GalipImageProcessor, recipe: PhantomRecipe, seed: int) -> dict[str, np.ndarray]:
+def training_slices(
+    processor: GalipImageProcessor, recipe: PhantomRecipe, seed: int
+) -> dict[str, np.ndarray]:
     """Slices of the recipe's training subjects, for the baselines."""
     slices: dict[str, list[np.ndarray]] = {contrast: [] for contrast in phantom.CONTRASTS}
     for volume in phantom_volumes(dataclasses.replace(recipe, validation_subjects=0), processor, seed):
@@ -92,11 +105,16 @@ def mean_psnr(report: dict[str, Any]) -> dict[str, float]:
     def mean(cells: dict[str, Any]) -> float:
         return float(np.mean([cell["psnr"] for cell in cells.values()]))
 
-    return {"model": mean(table["directions"]), **{name: mean(cells) for name, cells in table["baselines"].items()}}
+    return {
+        "model": mean(table["directions"]),
+        **{name: mean(cells) for name, cells in table["baselines"].items()},
+    }
 
 
-def train_from_scratch(recipe: Recipe, output: Path) -> tuple[GalipForImageTranslation, GalipForImageTranslation]:
-    """Run the recipe; returns the untrained network (same seed, same prompts) and the trained one, loaded from disk."""
+def train_from_scratch(
+    recipe: Recipe, output: Path
+) -> tuple[GalipForImageTranslation, GalipForImageTranslation]:
+    """Run the recipe; returns the untrained network (same seed and prompts) and the trained one, loaded."""
     shutil.rmtree(output, ignore_errors=True)
     run_recipe(recipe)
     model = GalipForImageTranslation.from_pretrained(output / "model")
@@ -135,19 +153,29 @@ def run(output: Path, subjects_count: int, steps: int, clip_steps: int) -> None:
     if data is None:
         raise GalipError(f"{RECIPE}: data.phantom is missing; the demo needs the phantom")
 
-    print(f"1/3  translating {subjects_count} test subjects with {MODEL.relative_to(EXAMPLES.parent)}", flush=True)
+    print(
+        f"1/3  translating {subjects_count} test subjects with {MODEL.relative_to(EXAMPLES.parent)}",
+        flush=True,
+    )
     model = GalipForImageTranslation.from_pretrained(MODEL)
     processor = GalipImageProcessor.from_pretrained(MODEL)
     subjects = test_subjects(processor, data, subjects_count, seed)
-    slices = training_slices(processor, dataclasses.replace(data, train_subjects=min(20, data.train_subjects)), seed)
+    slices = training_slices(
+        processor, dataclasses.replace(data, train_subjects=min(20, data.train_subjects)), seed
+    )
     report = evaluate(subjects, translator(model), slices, domains=phantom.CONTRASTS)
     save_figure(model, subjects, output / "figure.png")
     scores = mean_psnr(report)
-    print("     mean PSNR, fixed protocol, masked: " + ", ".join(f"{name} {value:.2f} dB" for name, value in scores.items()))
+    print(
+        "     mean PSNR, fixed protocol, masked: "
+        + ", ".join(f"{name} {value:.2f} dB" for name, value in scores.items())
+    )
 
     print(f"2/3  training from scratch: {steps} steps", flush=True)
     training_started = time.perf_counter()
-    untrained, trained = train_from_scratch(short_recipe(output / "training", steps, clip_steps), output / "training")
+    untrained, trained = train_from_scratch(
+        short_recipe(output / "training", steps, clip_steps), output / "training"
+    )
     training_seconds = time.perf_counter() - training_started
     log = [json.loads(line) for line in (output / "training" / "log.jsonl").read_text().splitlines()]
     save_loss_curves([{"step": entry["step"], **entry["losses"]} for entry in log], output / "losses.png")
@@ -159,7 +187,9 @@ def run(output: Path, subjects_count: int, steps: int, clip_steps: int) -> None:
     first, last = log[0]["losses"], log[-1]["losses"]
     for name in ("cycle", "identity"):
         print(f"     {name} loss {first[name]:.3f} -> {last[name]:.3f}")
-    print(f"     mean PSNR {gained['untrained']:.2f} -> {gained['trained']:.2f} dB in {training_seconds:.0f} s")
+    print(
+        f"     mean PSNR {gained['untrained']:.2f} -> {gained['trained']:.2f} dB in {training_seconds:.0f} s"
+    )
 
     report |= {
         "model": str(MODEL.relative_to(EXAMPLES.parent)),
@@ -179,15 +209,20 @@ def run(output: Path, subjects_count: int, steps: int, clip_steps: int) -> None:
     }
     write_report(report, output / "report.json")
     print(
-        f"3/3  done in {report['seconds']:.0f} s: {output}/figure.png (translations), {output}/report.json (numbers), "
+        f"3/3  done in {report['seconds']:.0f} s: {output}/figure.png (translations), "
+        f"{output}/report.json (numbers), "
         f"{output}/losses.png, {output}/training/model (the model trained just now)"
     )
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("--output", type=Path, default=Path("outputs/demo"), help="folder (default: outputs/demo)")
-    parser.add_argument("--short", action="store_true", help="fewer subjects and steps: a check, about a minute")
+    parser.add_argument(
+        "--output", type=Path, default=Path("outputs/demo"), help="folder (default: outputs/demo)"
+    )
+    parser.add_argument(
+        "--short", action="store_true", help="fewer subjects and steps: a check, about a minute"
+    )
     arguments = parser.parse_args()
     logging.disable(logging.WARNING)
     try:

@@ -1,4 +1,4 @@
-"""Make examples/phantom_model from nothing: train the phantom recipe, score it on unseen subjects, write its card.
+"""Make examples/phantom_model from nothing: train the phantom recipe, score the model, write its card.
 
 python examples/make_phantom_model.py [key=value ...]
 
@@ -33,11 +33,17 @@ def score_rows(report: dict[str, Any]) -> str:
         cells = [f"{column[direction]['psnr']:.2f} ({column[direction]['ssim']:.3f})" for column in columns]
         rows.append(f"| {direction} | {' | '.join(cells)} |")
     means = mean_psnr(report)
-    rows.append("| mean | " + " | ".join(f"{means[name]:.2f}" for name in ("model", "copy", "histogram", "mean")) + " |")
+    rows.append(
+        "| mean | "
+        + " | ".join(f"{means[name]:.2f}" for name in ("model", "copy", "histogram", "mean"))
+        + " |"
+    )
     return "\n".join(rows)
 
 
-def card(recipe: Recipe, model: GalipForImageTranslation, report: dict[str, Any], log: list[dict[str, Any]]) -> str:
+def card(
+    recipe: Recipe, model: GalipForImageTranslation, report: dict[str, Any], log: list[dict[str, Any]]
+) -> str:
     """The model card: every number in it was measured in this run."""
     entries = [entry for entry in log if "losses" in entry]
     first, last = entries[0]["losses"], entries[-1]["losses"]

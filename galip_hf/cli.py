@@ -1,4 +1,4 @@
-"""The command line, `galip-hf`. A user's mistake is one line on stderr and exit code 2; nothing is half-written."""
+"""The command line, `galip-hf`. A user's mistake is one line on stderr and exit code 2."""
 
 import argparse
 import os
@@ -16,16 +16,25 @@ if TYPE_CHECKING:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="galip-hf", description="Unpaired medical image translation (I2I-Galip).")
+    parser = argparse.ArgumentParser(
+        prog="galip-hf", description="Unpaired medical image translation (I2I-Galip)."
+    )
     parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
     translate = commands.add_parser("translate", help="translate one scan to another domain")
     translate.add_argument("input", help="scan: .nii, .nii.gz, .mat, .npy, .npz or .png")
-    translate.add_argument("--model", required=True, help="model directory, or a repository of the Hub (user/name)")
-    translate.add_argument("--to", required=True, metavar="DOMAIN", help="target domain, a name that the model knows")
     translate.add_argument(
-        "--from", dest="source", metavar="DOMAIN", help="domain of the input; needed if the domains' intensity rules differ"
+        "--model", required=True, help="model directory, or a repository of the Hub (user/name)"
+    )
+    translate.add_argument(
+        "--to", required=True, metavar="DOMAIN", help="target domain, a name that the model knows"
+    )
+    translate.add_argument(
+        "--from",
+        dest="source",
+        metavar="DOMAIN",
+        help="domain of the input; needed if the domains' intensity rules differ",
     )
     translate.add_argument("--output", required=True, help="file to write; its suffix decides the format")
     translate.add_argument("--overwrite", action="store_true", help="replace an existing output")
@@ -35,13 +44,21 @@ def _parser() -> argparse.ArgumentParser:
 
     convert = commands.add_parser("convert", help="convert a generator checkpoint of the method's authors")
     convert.add_argument("checkpoint", help="file written by torch.save(generator.state_dict())")
-    convert.add_argument("--domains", required=True, metavar="T1,T2,PD", help="names of the domains, in label order")
-    convert.add_argument("--prompts", metavar="FILE", help="text file with one prompt a line, in the same order")
-    convert.add_argument("--modalities", metavar="MR,MR,CT", help="MR or CT for each domain (default: MR for all)")
+    convert.add_argument(
+        "--domains", required=True, metavar="T1,T2,PD", help="names of the domains, in label order"
+    )
+    convert.add_argument(
+        "--prompts", metavar="FILE", help="text file with one prompt a line, in the same order"
+    )
+    convert.add_argument(
+        "--modalities", metavar="MR,MR,CT", help="MR or CT for each domain (default: MR for all)"
+    )
     convert.add_argument("--output", required=True, help="model directory to write")
     states = convert.add_mutually_exclusive_group(required=True)
     states.add_argument("--text-states", metavar="FILE.npy", help="text states (domains, tokens, width)")
-    states.add_argument("--clip", metavar="SOURCE", help="CLIP model that encodes the prompts (hf-hub:… or a directory)")
+    states.add_argument(
+        "--clip", metavar="SOURCE", help="CLIP model that encodes the prompts (hf-hub:… or a directory)"
+    )
     convert.add_argument("--overwrite", action="store_true", help="replace an existing output")
     convert.set_defaults(run=_convert)
     return parser
@@ -58,7 +75,9 @@ def load_model(source: str) -> tuple["GalipForImageTranslation", "GalipImageProc
 
     looks_local = os.path.exists(source) or source.startswith((".", "/", "~")) or source.count("/") != 1
     if looks_local and not os.path.isdir(source):
-        raise GalipError(f"{source}: no such model directory; expected one written by save_pretrained, or user/name")
+        raise GalipError(
+            f"{source}: no such model directory; expected one written by save_pretrained, or user/name"
+        )
     try:
         model = GalipForImageTranslation.from_pretrained(source)
         processor = GalipImageProcessor.from_pretrained(source)
@@ -67,13 +86,14 @@ def load_model(source: str) -> tuple["GalipForImageTranslation", "GalipImageProc
     return model, processor
 
 
-def _source_domain(arguments: argparse.Namespace, processor: "GalipImageProcessor") -> str:
+def _source_domain(arguments: argparse.Namespace, model: "GalipForImageTranslation") -> str:
     """The domain whose intensity rule the input follows."""
-    rules = processor.intensity_rules
+    rules = {domain["name"]: domain["intensity"] for domain in model.config.domains}
     if arguments.source is None:
         if len({tuple(sorted(rule.items())) for rule in rules.values()}) > 1:
             raise GalipError(
-                f"--from is missing: this model's domains have different intensity rules; give one of {', '.join(rules)}"
+                "--from is missing: this model's domains have different intensity rules; "
+                f"give one of {', '.join(rules)}"
             )
         return next(iter(rules))
     if arguments.source not in rules:
@@ -98,7 +118,7 @@ def _translate(arguments: argparse.Namespace) -> None:
 
     model, processor = load_model(arguments.model)
     model.config.domain_index(arguments.to)
-    source = _source_domain(arguments, processor)
+    source = _source_domain(arguments, model)
     try:
         model.to(arguments.device)
     except (RuntimeError, AssertionError) as error:
@@ -128,7 +148,9 @@ def _domains_of(arguments: argparse.Namespace, count: int) -> list[dict]:
     """The domains of a converted model, from the command line."""
     names = _names(arguments.domains, "--domains")
     if len(names) != count:
-        raise GalipError(f"--domains {arguments.domains}: {len(names)} names; the checkpoint has {count} domains")
+        raise GalipError(
+            f"--domains {arguments.domains}: {len(names)} names; the checkpoint has {count} domains"
+        )
     modalities = _names(arguments.modalities, "--modalities") if arguments.modalities else ["MR"] * count
     if len(modalities) != count:
         raise GalipError(f"--modalities {arguments.modalities}: {len(modalities)} given; expected {count}")
@@ -140,7 +162,9 @@ def _domains_of(arguments: argparse.Namespace, count: int) -> list[dict]:
     else:
         prompts = [f"this MRI is {name}-weighted" for name in names]
     if len(prompts) != count:
-        raise GalipError(f"--prompts {arguments.prompts}: {len(prompts)} lines; expected {count}, one a domain")
+        raise GalipError(
+            f"--prompts {arguments.prompts}: {len(prompts)} lines; expected {count}, one a domain"
+        )
     # The authors scale slices to [0, 1] before training; these rules do so for whole volumes.
     rules = {
         "MR": {"rule": "percentile", "lower": 0.0, "upper": 99.5},
@@ -189,7 +213,11 @@ def _convert(arguments: argparse.Namespace) -> None:
     if arguments.clip:
         from .clip_backbone import ClipBackbone
 
-        states = ClipBackbone.from_pretrained(arguments.clip).encode_prompts([d["prompt"] for d in domains]).token_states
+        states = (
+            ClipBackbone.from_pretrained(arguments.clip)
+            .encode_prompts([d["prompt"] for d in domains])
+            .token_states
+        )
     else:
         states = torch.from_numpy(_read_text_states(arguments.text_states))
     config = config_of_official_state_dict(state_dict, domains=domains, text_length=states.shape[1])

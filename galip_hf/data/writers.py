@@ -30,11 +30,15 @@ def check_output_path(path: str | Path, *, overwrite: bool = False) -> Path:
     if path.is_dir():
         raise GalipError(f"{path}: is a directory; give a file name")
     if path.exists() and not overwrite:
-        raise GalipError(f"{path}: already exists; choose another name or allow overwriting (--overwrite, overwrite=True)")
+        raise GalipError(
+            f"{path}: already exists; choose another name or allow overwriting (--overwrite, overwrite=True)"
+        )
     if not path.parent.is_dir():
         raise GalipError(f"{path}: the directory {path.parent} does not exist; create it first")
     if not os.access(path.parent, os.W_OK):
-        raise GalipError(f"{path}: the directory {path.parent} is not writable; choose another or mend its permissions")
+        raise GalipError(
+            f"{path}: the directory {path.parent} is not writable; choose another or mend its permissions"
+        )
     return path
 
 
