@@ -1,0 +1,90 @@
+"""The README's commands and code, run as they stand there (training commands cut short by overrides)."""
+
+import os
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+import torch
+
+from galip_hf import phantom
+from galip_hf.recipe import load_recipe
+
+ROOT = Path(__file__).resolve().parent.parent
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+# Enough to pass through every part of a run, and no more.
+CUT_SHORT = [
+    "training.max_steps=2",
+    "training.validation_steps=2",
+    "clip.tiny.steps=2",
+    "clip.tiny.subjects=2",
+    "clip.tiny.patch_size=16",
+    "data.phantom.train_subjects=2",
+    "data.phantom.validation_subjects=1",
+    "data.phantom.slices=4",
+]
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", README, flags=re.DOTALL)
+
+
+def commands(start: str) -> list[str]:
+    return [line for block in blocks("bash") for line in block.splitlines() if line.startswith(start)]
+
+
+def run(command: str, directory: Path, *more: str) -> str:
+    """Run a command of the README in `directory`, where the repository's examples are linked."""
+    (directory / "examples").symlink_to(ROOT / "examples")
+    program, *arguments = shlex.split(command, comments=True)
+    executable = sys.executable if program == "python" else str(Path(sys.executable).with_name(program))
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
+    done = subprocess.run(
+        [executable, *arguments, *more], cwd=directory, env=environment, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_the_three_lines_of_python(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    names = {"pixel_values": torch.rand(2, 1, 50, 70)}
+    (block,) = blocks("python")
+    exec(block, names)
+    assert names["translation"].shape == (2, 1, 50, 70)
+    assert torch.isfinite(names["translation"]).all()
+
+
+def test_the_translation_of_a_scan(tmp_path: Path) -> None:
+    array = phantom.render(phantom.make_subject(1, slices=4), "T1").transpose(2, 1, 0)
+    nib.Nifti1Image(array, np.diag([2.0, 2.0, 5.0, 1.0])).to_filename(tmp_path / "scan.nii.gz")
+    (command,) = commands("galip-hf translate")
+    run(command, tmp_path)
+    translated = nib.load(tmp_path / "t2.nii.gz")
+    assert translated.shape == array.shape
+    assert not np.allclose(translated.get_fdata(), array)
+
+
+@pytest.mark.parametrize("start", ["python examples/train.py", "accelerate launch"])
+def test_the_training_commands(tmp_path: Path, start: str) -> None:
+    (command,) = commands(start)
+    output = run(command, tmp_path, *CUT_SHORT)
+    assert "model: outputs/phantom/model" in output
+    assert (tmp_path / "outputs/phantom/model/model.safetensors").is_file()
+
+
+def test_the_recipe_for_own_data(tmp_path: Path) -> None:
+    (block,) = blocks("yaml")
+    (tmp_path / "recipe.yaml").write_text(block, encoding="utf-8")
+    recipe = load_recipe(tmp_path / "recipe.yaml")
+    assert [entry.domain for entry in recipe.data.files] == ["T1", "CT"]
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "examples" / "configs").glob("*.yaml")), ids=lambda p: p.name)
+def test_the_recipes_of_the_repository(path: Path) -> None:
+    assert load_recipe(path).training.max_steps > 0
