@@ -394,13 +394,13 @@ def test_unwritable_directory_and_unreadable_file(tmp_path):
     (tmp_path / "secret.npy").chmod(0)
     assert "may not be read" in message(tmp_path / "secret.npy")
     locked.chmod(0o500)
-    with pytest.raises(GalipError, match="cannot be written"):
+    with pytest.raises(GalipError, match=r"out\.npy: the directory .* is not writable"):
         write_volume(Volume.from_array(stack()), locked / "out.npy")
 
 
 @pytest.mark.skipif(not Path("/proc/self").is_dir(), reason="needs /proc, where nobody can create files")
 def test_directory_where_no_file_can_be_made():
-    with pytest.raises(GalipError, match=r"/proc/self/out\.npy: cannot be written"):
+    with pytest.raises(GalipError, match=r"/proc/self/out\.npy: (cannot be written|the directory /proc/self is not writable)"):
         write_volume(Volume.from_array(stack()), "/proc/self/out.npy")
 
 
