@@ -400,7 +400,9 @@ def test_unwritable_directory_and_unreadable_file(tmp_path):
 
 @pytest.mark.skipif(not Path("/proc/self").is_dir(), reason="needs /proc, where nobody can create files")
 def test_directory_where_no_file_can_be_made():
-    with pytest.raises(GalipError, match=r"self/out\.npy: (cannot be written|the directory .* is not writable)"):
+    with pytest.raises(
+        GalipError, match=r"self/out\.npy: (cannot be written|the directory .* is not writable)"
+    ):
         write_volume(Volume.from_array(stack()), "/proc/self/out.npy")
 
 
