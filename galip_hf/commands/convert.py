@@ -1,0 +1,140 @@
+"""`galip-hf convert`: a generator checkpoint of the method's authors becomes a model directory."""
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..errors import GalipError
+
+if TYPE_CHECKING:
+    import numpy as np
+
+
+def add_parser(commands: Any) -> None:
+    """Declare the command."""
+    convert = commands.add_parser("convert", help="convert a generator checkpoint of the method's authors")
+    convert.add_argument("checkpoint", help="file written by torch.save(generator.state_dict())")
+    convert.add_argument(
+        "--domains", required=True, metavar="T1,T2,PD", help="names of the domains, in label order"
+    )
+    convert.add_argument(
+        "--prompts", metavar="FILE", help="text file with one prompt a line, in the same order"
+    )
+    convert.add_argument(
+        "--modalities", metavar="MR,MR,CT", help="MR or CT for each domain (default: MR for all)"
+    )
+    convert.add_argument("--output", required=True, help="model directory to write")
+    states = convert.add_mutually_exclusive_group(required=True)
+    states.add_argument("--text-states", metavar="FILE.npy", help="text states (domains, tokens, width)")
+    states.add_argument(
+        "--clip", metavar="SOURCE", help="CLIP model that encodes the prompts (hf-hub:… or a directory)"
+    )
+    convert.add_argument("--overwrite", action="store_true", help="replace an existing output")
+    convert.set_defaults(run=_convert)
+
+
+def _names(text: str, option: str) -> list[str]:
+    names = [name.strip() for name in text.split(",")]
+    if not all(names):
+        raise GalipError(f"{option} {text!r}: found an empty name; expected names separated by commas")
+    return names
+
+
+def _domains_of(arguments: argparse.Namespace, count: int) -> list[dict]:
+    """The domains of a converted model, from the command line."""
+    names = _names(arguments.domains, "--domains")
+    if len(names) != count:
+        raise GalipError(
+            f"--domains {arguments.domains}: {len(names)} names; the checkpoint has {count} domains"
+        )
+    modalities = _names(arguments.modalities, "--modalities") if arguments.modalities else ["MR"] * count
+    if len(modalities) != count:
+        raise GalipError(f"--modalities {arguments.modalities}: {len(modalities)} given; expected {count}")
+    if arguments.prompts:
+        try:
+            prompts = Path(arguments.prompts).read_text(encoding="utf-8").splitlines()
+        except (OSError, UnicodeDecodeError):
+            raise GalipError(f"--prompts {arguments.prompts}: not a readable text file") from None
+    else:
+        prompts = [f"this MRI is {name}-weighted" for name in names]
+    if len(prompts) != count:
+        raise GalipError(
+            f"--prompts {arguments.prompts}: {len(prompts)} lines; expected {count}, one a domain"
+        )
+    # The authors scale slices to [0, 1] before training; these rules do so for whole volumes.
+    rules = {
+        "MR": {"rule": "percentile", "lower": 0.0, "upper": 99.5},
+        "CT": {"rule": "window", "lower": -1000.0, "upper": 1000.0},
+    }
+    return [
+        {"name": name, "prompt": prompt, "modality": modality, "intensity": rules.get(modality, {})}
+        for name, prompt, modality in zip(names, prompts, modalities, strict=True)
+    ]
+
+
+def _read_text_states(path: str) -> "np.ndarray":
+    import numpy as np
+
+    try:
+        states = np.load(path, allow_pickle=False)
+    except (OSError, ValueError, EOFError):
+        raise GalipError(f"--text-states {path}: not a readable .npy file") from None
+    if not isinstance(states, np.ndarray) or states.ndim != 3 or states.dtype.kind != "f":
+        raise GalipError(f"--text-states {path}: expected a float array (domains, tokens, width)")
+    if not np.isfinite(states).all():
+        raise GalipError(f"--text-states {path}: holds NaN or infinite values")
+    return states.astype(np.float32)
+
+
+def _convert(arguments: argparse.Namespace) -> None:
+    import shutil
+    import tempfile
+
+    import torch
+
+    from ..convert import config_of_official_state_dict, convert_official_state_dict, load_official_state_dict
+    from ..image_processing_galip import GalipImageProcessor
+    from ..modeling_galip import GalipForImageTranslation
+
+    output = Path(arguments.output)
+    if output.exists() and not arguments.overwrite:
+        raise GalipError(f"{output}: already exists; choose another name or pass --overwrite")
+    if output.exists() and not (output / "config.json").is_file():
+        raise GalipError(f"{output}: exists and is not a model directory; only a model is overwritten")
+    if not output.parent.is_dir():
+        raise GalipError(f"{output}: the directory {output.parent} does not exist; create it first")
+    state_dict = load_official_state_dict(arguments.checkpoint)
+    converted = convert_official_state_dict(state_dict)
+    domains = _domains_of(arguments, len(converted["label_embedding.weight"]))
+    if arguments.clip:
+        from ..clip_backbone import ClipBackbone
+
+        states = (
+            ClipBackbone.from_pretrained(arguments.clip)
+            .encode_prompts([d["prompt"] for d in domains])
+            .token_states
+        )
+    else:
+        states = torch.from_numpy(_read_text_states(arguments.text_states))
+    config = config_of_official_state_dict(state_dict, domains=domains, text_length=states.shape[1])
+    expected = (len(domains), *config.prompt_states_shape)
+    if tuple(states.shape) != expected:
+        raise GalipError(f"text states: found shape {tuple(states.shape)}; the checkpoint needs {expected}")
+    model = GalipForImageTranslation(config)
+    try:
+        model.load_state_dict({**converted, "prompt_states": states})
+    except RuntimeError as error:
+        reason = str(error).splitlines()[1].strip()
+        raise GalipError(f"{arguments.checkpoint}: not the authors' generator ({reason})") from None
+    temporary = Path(tempfile.mkdtemp(prefix=f".{output.name}.", dir=output.parent))
+    try:
+        model.save_pretrained(temporary)
+        GalipImageProcessor.from_config(config).save_pretrained(temporary)
+        temporary.chmod(0o755)
+        if output.exists():
+            output.rename(temporary / "replaced")
+        temporary.rename(output)
+        shutil.rmtree(output / "replaced", ignore_errors=True)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    print(f"{output}: {model.num_parameters():,} parameters, domains {', '.join(config.domain_names)}")
