@@ -1,28 +1,21 @@
 """Checkpoints of a training run: written beside and renamed, so that a whole one is always there."""
 
-import os
-import shutil
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from .errors import GalipError
+from .files import atomic_write
 
 _STATE = "state.pt"
 
 
 def save_checkpoint(directory: Path, state: dict[str, Any]) -> None:
     """Write `state` (tensors, plain values) to `directory`, replacing the old one once the new is whole."""
-    temporary = directory.with_name(f".{directory.name}.{os.getpid()}.tmp")
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir(parents=True)
-    try:
-        torch.save(state, temporary / _STATE)
-        directory.mkdir(exist_ok=True)
-        os.replace(temporary / _STATE, directory / _STATE)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+    directory.mkdir(parents=True, exist_ok=True)
+    with atomic_write(directory / _STATE) as temporary:
+        torch.save(state, temporary)
 
 
 def load_checkpoint(directory: Path) -> dict[str, Any] | None:

@@ -18,6 +18,7 @@ from skimage.exposure import match_histograms
 from tqdm import tqdm
 
 from .errors import GalipError
+from .files import atomic_write
 from .metrics import FIXED, PAPER, Scores, fixed_scores, foreground_mask, paper_scores
 
 BASELINES = ("copy", "histogram", "mean")
@@ -110,12 +111,8 @@ def write_report(report: Mapping[str, Any], path: str | os.PathLike[str]) -> Pat
             f"report: {error}; expected finite numbers, text, lists and mappings only"
         ) from error
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
+    with atomic_write(path) as temporary:
         temporary.write_text(text + "\n", encoding="utf-8")
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
     return path
 
 

@@ -17,6 +17,7 @@ import numpy as np
 from skimage.metrics import peak_signal_noise_ratio
 
 from .errors import GalipError
+from .files import atomic_write
 from .metrics import PSNR_CEILING
 
 if TYPE_CHECKING:
@@ -300,12 +301,8 @@ def _shorten(text: str, width: float, fontsize: float = 8.5) -> str:
 
 def _save(figure: "Figure", path: Path) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
+    with atomic_write(path) as temporary:
         figure.savefig(temporary, format="png", dpi=DPI)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
     return path
 
 

@@ -10,7 +10,6 @@ training: {output_dir: …, max_steps: …}
 
 import dataclasses
 import logging
-import shutil
 import types
 import typing
 from collections.abc import Iterator, Sequence
@@ -30,6 +29,7 @@ from .data.sampling import UnpairedSlices
 from .data.table import SliceReader, SubjectVolume, domain_slices, load_table, write_table
 from .errors import GalipError
 from .evaluation import evaluate
+from .files import atomic_write
 from .image_processing_galip import GalipImageProcessor
 from .inference import translate_slices
 from .modeling_galip import GalipForImageTranslation
@@ -264,29 +264,27 @@ def make_tiny_clip(recipe: TinyClipRecipe, directory: Path, seed: int) -> dict[s
                 phantom.PROMPTS[contrast] if bare else phantom.caption(subject, number, contrast)
                 for number, bare in enumerate(rng.random(len(images[-1])) < _BARE_PROMPT_SHARE)
             ]
-    # Beside, then renamed: a half-trained stand-in must not be taken for a whole one.
-    temporary = directory.with_name(f".{directory.name}.tmp")
-    shutil.rmtree(temporary, ignore_errors=True)
-    build_tiny_clip(
-        temporary,
-        captions,
-        image_size=recipe.image_size,
-        patch_size=recipe.patch_size,
-        width=recipe.width,
-        depth=recipe.depth,
-        context_length=recipe.context_length,
-        seed=seed,
-    )
-    measured = train_tiny_clip(
-        temporary,
-        np.concatenate(images),
-        captions,
-        steps=recipe.steps,
-        batch_size=recipe.batch_size,
-        learning_rate=recipe.learning_rate,
-        seed=seed,
-    )
-    temporary.rename(directory)
+    # Written beside: a half-trained stand-in must not be taken for a whole one.
+    with atomic_write(directory) as temporary:
+        build_tiny_clip(
+            temporary,
+            captions,
+            image_size=recipe.image_size,
+            patch_size=recipe.patch_size,
+            width=recipe.width,
+            depth=recipe.depth,
+            context_length=recipe.context_length,
+            seed=seed,
+        )
+        measured = train_tiny_clip(
+            temporary,
+            np.concatenate(images),
+            captions,
+            steps=recipe.steps,
+            batch_size=recipe.batch_size,
+            learning_rate=recipe.learning_rate,
+            seed=seed,
+        )
     return measured
 
 

@@ -13,9 +13,7 @@ from __future__ import annotations
 import json
 import logging
 import math
-import os
 import string
-import tempfile
 import time
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -30,6 +28,7 @@ from tqdm.auto import tqdm
 
 from galip_hf.clip_backbone import load_open_clip, local_towers
 from galip_hf.errors import GalipError
+from galip_hf.files import atomic_write
 
 logger = logging.getLogger(__name__)
 
@@ -105,8 +104,7 @@ def build_tiny_clip(
         },
     }
     directory.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{directory.name}-", dir=directory.parent) as parent:
-        work = Path(parent) / "model"
+    with atomic_write(directory) as work:
         (work / "vision").mkdir(parents=True)
         _write_json(work / "vision" / "config.json", image_tower)
         _write_text_tower(work, vocabulary, text_width, text_depth, heads, context_length)
@@ -117,7 +115,6 @@ def build_tiny_clip(
         _replace_weights(clip, work)
         parameters = sum(parameter.numel() for parameter in clip.parameters())
         (work / "README.md").write_text(README.format(parameters=parameters), encoding="utf-8")
-        os.replace(work, directory)
     logger.warning(
         "%s: tiny stand-in CLIP with %d parameters built; it is not BiomedCLIP", directory, parameters
     )
@@ -296,9 +293,9 @@ def _initial_model(directory: Path, embedding_width: int, seed: int) -> Any:
 
 def _replace_weights(clip: Any, directory: Path) -> None:
     """Write the weights beside their place, then rename them."""
-    temporary = directory / f".{WEIGHTS_FILE}.tmp"
-    temporary.write_bytes(save({name: tensor.contiguous() for name, tensor in clip.state_dict().items()}))
-    os.replace(temporary, directory / WEIGHTS_FILE)
+    weights = {name: tensor.contiguous() for name, tensor in clip.state_dict().items()}
+    with atomic_write(directory / WEIGHTS_FILE) as temporary:
+        temporary.write_bytes(save(weights))
 
 
 def _write_json(path: Path, content: dict[str, Any]) -> None:

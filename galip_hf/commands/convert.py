@@ -87,12 +87,10 @@ def _read_text_states(path: str) -> "np.ndarray":
 
 
 def _convert(arguments: argparse.Namespace) -> None:
-    import shutil
-    import tempfile
-
     import torch
 
     from ..convert import config_of_official_state_dict, convert_official_state_dict, load_official_state_dict
+    from ..files import atomic_write
     from ..image_processing_galip import GalipImageProcessor
     from ..modeling_galip import GalipForImageTranslation
 
@@ -126,15 +124,7 @@ def _convert(arguments: argparse.Namespace) -> None:
     except RuntimeError as error:
         reason = str(error).splitlines()[1].strip()
         raise GalipError(f"{arguments.checkpoint}: not the authors' generator ({reason})") from None
-    temporary = Path(tempfile.mkdtemp(prefix=f".{output.name}.", dir=output.parent))
-    try:
+    with atomic_write(output) as temporary:
         model.save_pretrained(temporary)
         GalipImageProcessor.from_config(config).save_pretrained(temporary)
-        temporary.chmod(0o755)
-        if output.exists():
-            output.rename(temporary / "replaced")
-        temporary.rename(output)
-        shutil.rmtree(output / "replaced", ignore_errors=True)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
     print(f"{output}: {model.num_parameters():,} parameters, domains {', '.join(config.domain_names)}")

@@ -13,12 +13,11 @@ counts the slices kept and left out.
 """
 
 import json
-import os
-import shutil
 import sys
+import tempfile
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,6 +27,7 @@ import numpy as np
 from datasets.arrow_writer import ArrowWriter
 
 from ..errors import GalipError
+from ..files import atomic_write
 
 SPLITS = ("train", "validation", "test")
 COLUMNS = ("pixel_values", "domain", "subject", "slice")
@@ -301,33 +301,18 @@ def write_table(
         reason = "not a table; name another folder" if overwrite else "give overwrite=True to replace it"
         raise GalipError(f"{directory}: exists already; {reason}")
     directory.parent.mkdir(parents=True, exist_ok=True)
-    parts, complete = (
-        directory.with_name(f".{directory.name}.{os.getpid()}.{kind}") for kind in ("parts", "new")
-    )
-    parts.mkdir(exist_ok=True)
-    writers = _SplitWriters(parts, domains, image_size, minimum_foreground)
-    try:
+    with (
+        tempfile.TemporaryDirectory(prefix=f".{directory.name}.", dir=directory.parent) as parts,
+        atomic_write(directory) as complete,
+        closing(_SplitWriters(Path(parts), domains, image_size, minimum_foreground)) as writers,
+    ):
         for volume in volumes:
             writers.add(volume)
         tables = writers.finish()
         with _quiet_unless_terminal():
             tables.save_to_disk(complete)
         (complete / SUMMARY_NAME).write_text(json.dumps(writers.summary(), indent=2) + "\n", encoding="utf-8")
-        _put_in_place(complete, directory)
-    finally:
-        writers.close()
-        shutil.rmtree(parts, ignore_errors=True)
-        shutil.rmtree(complete, ignore_errors=True)
     return directory
-
-
-def _put_in_place(complete: Path, directory: Path) -> None:
-    # A folder cannot be renamed onto a full one: the old table steps aside first.
-    old = directory.with_name(f".{directory.name}.{os.getpid()}.old")
-    if directory.exists():
-        os.replace(directory, old)
-    os.replace(complete, directory)
-    shutil.rmtree(old, ignore_errors=True)
 
 
 @contextmanager

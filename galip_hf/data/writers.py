@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import struct
-import tempfile
 from pathlib import Path
 
 import h5py
@@ -15,6 +14,7 @@ from PIL import Image
 from galip_hf.data.readers import MATLAB_VARIABLE, supported_suffix
 from galip_hf.data.volumes import FileLayout, Volume, checked_float32
 from galip_hf.errors import GalipError
+from galip_hf.files import atomic_write
 
 DESCRIPTION = "synthetic, galip_hf; not for diagnosis"  # NIfTI's descrip field: at most 79 bytes
 
@@ -68,11 +68,10 @@ def write_volume(volume: Volume, path: str | Path, *, overwrite: bool = False) -
     suffix = supported_suffix(path)
     array = checked_float32(volume.array, f"volume for {path}")
     try:
-        # A directory beside the target: the same file system, the right suffix, the user's file permissions.
-        with tempfile.TemporaryDirectory(prefix=".galip_hf_", dir=path.parent) as folder:
-            temporary = Path(folder) / f"volume{suffix}"
-            _encode(volume.with_array(array), temporary, path)
-            os.replace(temporary, path)
+        with atomic_write(path) as temporary:
+            encoded = temporary.with_name(f"volume{suffix}")  # the libraries want the suffix in lower case
+            _encode(volume.with_array(array), encoded, path)
+            os.replace(encoded, temporary)
     except OSError as error:
         raise GalipError(
             f"{path}: cannot be written ({error.strerror or error}); check permissions and free space"
