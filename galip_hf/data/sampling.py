@@ -260,8 +260,8 @@ def _registered_pairs(table: datasets.Dataset, domains: Sequence[str], share: fl
     rows = np.concatenate(list(found.values()))
     if not len(rows):
         raise GalipError(
-            "registered pairs are asked for (loss weight 'paired'), but no subject of the train split has one "
-            f"slice in two of {', '.join(domains)}; add registered volumes or set the weight to 0"
+            "registered pairs are asked for (loss weight 'paired'), but no subject of the train split has "
+            f"one slice in two of {', '.join(domains)}; add registered volumes or set the weight to 0"
         )
     labels = np.concatenate([np.full((len(pair_rows), 2), pair) for pair, pair_rows in found.items()])
     return RegisteredPairs(rows, labels, share)
