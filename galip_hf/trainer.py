@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import gather_object
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 from tqdm.auto import tqdm
@@ -350,6 +351,8 @@ class GalipTrainer:
 
     def save_checkpoint(self) -> None:
         """Write `output_dir/checkpoints/step-…`, from which `resume` goes on."""
+        # What each process has seen since the last log entry is its own.
+        own_states = gather_object([{"guard": self.guard.state_dict(), "record": self.record.state_dict()}])
         if self._is_main:
             tensors = {
                 "generator": self.generator.state_dict(),
@@ -364,8 +367,7 @@ class GalipTrainer:
                 "processes": self.processes.size,
                 "ema_updates": self.ema.updates,
                 "scaler": self.scaler.state_dict(),
-                "guard": self.guard.state_dict(),
-                "record": self.record.state_dict(),
+                "of_processes": own_states,
                 "best": self.best.state_dict() if self.best else {},
             }
             directory = self.arguments.output_path / "checkpoints"
@@ -405,8 +407,9 @@ class GalipTrainer:
         self.step, self.ema.updates = state["step"], state["ema_updates"]
         if self.scaler.is_enabled():
             self.scaler.load_state_dict(state["scaler"])
-        self.guard.load_state_dict(state["guard"])
-        self.record.load_state_dict(state["record"], self.accelerator.device)
+        own_state = state["of_processes"][self._process]
+        self.guard.load_state_dict(own_state["guard"])
+        self.record.load_state_dict(own_state["record"], self.accelerator.device)
         if self.best:
             self.best.load_state_dict(state["best"])
         logger.info("resuming at step %d from %s", self.step, path)

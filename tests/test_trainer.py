@@ -3,42 +3,18 @@
 import copy
 import dataclasses
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from conftest import tiny_config
+from conftest import MakeTrainer
 from torch import Tensor
 
 from galip_hf import GalipError, GalipForImageTranslation, GalipImageProcessor, losses
-from galip_hf.clip_backbone import ClipBackbone
-from galip_hf.data.sampling import UnpairedSlices
-from galip_hf.data.table import load_table
 from galip_hf.trainer import GalipTrainer
-from galip_hf.training_args import GalipLossWeights, GalipTrainingArguments
+from galip_hf.training_args import GalipLossWeights
 from galip_hf.training_step import UnpairedBatch, other_direction
-
-MakeTrainer = Callable[..., GalipTrainer]
-
-
-@pytest.fixture
-def make_trainer(tiny_backbone: ClipBackbone, table_directory: Path, tmp_path: Path) -> MakeTrainer:
-    """Make a trainer of a new tiny model; keyword arguments go to the training arguments."""
-
-    def make(validate: Any = None, model_seed: int = 0, **arguments: Any) -> GalipTrainer:
-        values = {"output_dir": str(tmp_path / "run"), "max_steps": 3, "batch_size": 2, **arguments}
-        settings = GalipTrainingArguments(**values)
-        torch.manual_seed(model_seed)
-        model = GalipForImageTranslation(tiny_config())
-        dataset = UnpairedSlices(
-            load_table(table_directory)["train"], domains=model.config.domain_names, seed=settings.seed
-        )
-        processor = GalipImageProcessor.from_config(model.config)
-        return GalipTrainer(model, processor, tiny_backbone, settings, dataset, validate)
-
-    return make
 
 
 def parameters_of(module: torch.nn.Module) -> dict[str, Tensor]:
@@ -123,8 +99,10 @@ def losses_from_the_definition(
     return values, {**judged, "fake": cut.mean()}
 
 
-def gradients_at_the_step(trainer: GalipTrainer, batches: list[UnpairedBatch]) -> dict[str, Tensor | None]:
-    """Run a step; the gradients that the optimisers saw."""
+def gradients_at_the_step(
+    trainer: GalipTrainer, batches: list[UnpairedBatch], domains: list[int] | None = None
+) -> dict[str, Tensor | None]:
+    """Run a step; the gradients that the optimisers saw. `domains`: by default those of the batches."""
     found: dict[str, Tensor | None] = {}
     networks = {"G": trainer.generator, "D": trainer.discriminator}
 
@@ -136,7 +114,9 @@ def gradients_at_the_step(trainer: GalipTrainer, batches: list[UnpairedBatch]) -
         trainer.generator_optimizer.register_step_pre_hook(lambda *_: keep("G")),
         trainer.discriminator_optimizer.register_step_pre_hook(lambda *_: keep("D")),
     ]
-    trainer.training_step(batches, sorted({label for batch in batches for label in batch.source_domains}))
+    trainer.training_step(
+        batches, domains or sorted({label for batch in batches for label in batch.source_domains})
+    )
     for hook in hooks:
         hook.remove()
     return found
