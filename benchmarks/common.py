@@ -69,7 +69,7 @@ def alternate(sides: Mapping[str, Callable[[], Any]], repeats: int) -> dict[str,
 
 
 def summary(seconds: Mapping[str, list[float]], reference: str) -> dict[str, dict[str, float]]:
-    """Median, minimum and maximum of each side, and the median over repeats of the reference's time over its."""
+    """Median, minimum and maximum of each side; speedup: the median over repeats of the reference over it."""
     return {
         name: {
             "median_s": statistics.median(values),

@@ -13,19 +13,20 @@ same weights and their losses can be compared.
 import copy
 import math
 import types
+from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from galip_hf import GalipForImageTranslation
 from galip_hf.clip_backbone import ClipBackbone
-from galip_hf.discriminator import GalipDiscriminator, GalipHead, TokenConvolution
+from galip_hf.discriminator import GalipDiscriminator, GalipHead, SpectralNormLinear, TokenConvolution
 from galip_hf.losses import adversarial_discriminator_loss, class_token_loss, clip_loss
 from galip_hf.modeling_galip import GalipAttention, GalipTransformerBlock
-from galip_hf.trainer import UnpairedBatch
 from galip_hf.training_args import GalipTrainingArguments
+from galip_hf.training_step import UnpairedBatch
 
 
 def einsum_attention(self: GalipAttention, hidden_states: Tensor, context: Tensor | None = None) -> Tensor:
@@ -97,6 +98,7 @@ class PlainTraining:
         self.generator, self.backbone = plain_generator(model).train(), backbone
         self.discriminator = copy.deepcopy(discriminator)
         self.average = copy.deepcopy(model)
+        self._tokens: list[Any] = [None, None]  # of reals and detached fakes, by domain
         self.weights, self.decay = arguments.loss_weights, arguments.ema_decay
         self.generator_optimizer = torch.optim.Adam(
             self.generator.parameters(), lr=arguments.learning_rate, betas=arguments.adam_betas
@@ -122,11 +124,11 @@ class PlainTraining:
         total.backward()
         self.generator_optimizer.step()
         self.discriminator.requires_grad_(True)
-        self.discriminator.power_iteration()
         values["discriminator"] = self._discriminator_loss(images, labels, captions)
         self.discriminator_optimizer.zero_grad()
         (2 * values["discriminator"]).backward()
         self.discriminator_optimizer.step()
+        self.discriminator.power_iteration(set(batch.source_domains))
         with torch.no_grad():
             for average, parameter in zip(
                 self.average.parameters(), self.generator.parameters(), strict=True
@@ -140,7 +142,7 @@ class PlainTraining:
         def translate(pixel_values: Tensor, target: int) -> Tensor:
             return self.generator(pixel_values, labels[target], captions[target][0]).translation
 
-        self._fakes = fakes = [translate(images[1], 0), translate(images[0], 1)]  # of domain A, of domain B
+        fakes = [translate(images[1], 0), translate(images[0], 1)]  # of domain A, of domain B
         sums: dict[str, Tensor] = {}
 
         def add(name: str, value: Tensor) -> None:
@@ -157,10 +159,7 @@ class PlainTraining:
             add("class_token", class_token_loss(features.class_tokens, real.class_tokens))
             add("cycle", (translate(fakes[side], 1 - side) - images[1 - side]).abs().mean())
             add("identity", (translate(images[side], side) - images[side]).abs().mean())
-            self._real_tokens = [*self._real_tokens, real.patch_tokens] if side else [real.patch_tokens]
-            self._fake_tokens = (
-                [*self._fake_tokens, features.patch_tokens] if side else [features.patch_tokens]
-            )
+            self._tokens[side] = (real.patch_tokens, [tokens.detach() for tokens in features.patch_tokens])
         return sums
 
     def _discriminator_loss(
@@ -168,11 +167,11 @@ class PlainTraining:
     ) -> Tensor:
         losses = []
         for side in (0, 1):
-            fake_tokens = [tokens.detach() for tokens in self._fake_tokens[side]]
+            real_tokens, fake_tokens = self._tokens[side]
             condition = (labels[side], captions[side][1])
             losses.append(
                 adversarial_discriminator_loss(
-                    plain_logits(self.discriminator, self._real_tokens[side], *condition),
+                    plain_logits(self.discriminator, real_tokens, *condition),
                     plain_logits(self.discriminator, fake_tokens, *condition),
                 )
             )
@@ -190,42 +189,41 @@ def plain_logits(
 ) -> Tensor:
     """Logits (B, layers, N) of tokens (B, N, W), with one call of a head for each sample."""
     layers = []
-    for head, tokens in zip(discriminator.heads, patch_tokens, strict=True):
-        assert isinstance(head, GalipHead)
-        samples = [
-            _plain_head(head, tokens[index : index + 1].mT, int(label.item()), text_embedding[index])
-            for index, label in enumerate(labels)
-        ]
+    for layer, tokens in enumerate(patch_tokens):
+        samples = []
+        for index, label in enumerate(labels):
+            head = discriminator.heads(int(label.item()))[layer]
+            assert isinstance(head, GalipHead)
+            samples.append(_plain_head(head, tokens[index : index + 1].mT, text_embedding[index]))
         layers.append(torch.cat(samples))
     return torch.stack(layers, dim=1)
 
 
-def _plain_head(head: GalipHead, tokens: Tensor, domain: int, text_embedding: Tensor) -> Tensor:
+def _plain_head(head: GalipHead, tokens: Tensor, text_embedding: Tensor) -> Tensor:
     """(1, W, N) -> (1, N)."""
-    hidden = _plain_convolution(head.pointwise, tokens, domain)
-    hidden = (_plain_convolution(head.neighbourhood, hidden, domain) + hidden) / math.sqrt(2)
-    weight = _normalised_weight(head.projection, domain)
-    image = F.conv1d(hidden, weight[..., None], head.projection_bias[domain, 0])  # (1, 64, N)
-    text = head.text_weight[domain] @ text_embedding + head.text_bias[domain, :, 0]
+    hidden = _plain_convolution(head.pointwise, tokens)
+    hidden = (_plain_convolution(head.neighbourhood, hidden) + hidden) / math.sqrt(2)
+    weight = _normalised_weight(head.projection)
+    image = F.conv1d(hidden, weight[..., None], head.projection_bias)  # (1, 64, N)
+    text = head.text_projection(text_embedding)
     return (image * text[None, :, None]).sum(dim=1) / math.sqrt(image.shape[1])
 
 
-def _normalised_weight(module: nn.Module, domain: int) -> Tensor:
-    weight = module.weight[domain]
-    return weight / (module.left[domain].mT @ weight @ module.right[domain])
+def _normalised_weight(module: SpectralNormLinear) -> Tensor:
+    return module.weight / module.singular_value()
 
 
-def _plain_convolution(module: TokenConvolution, tokens: Tensor, domain: int) -> Tensor:
+def _plain_convolution(module: TokenConvolution, tokens: Tensor) -> Tensor:
     """(1, W, N) -> (1, W, N)."""
     size, width = module.kernel_size, tokens.shape[1]
-    weight = _normalised_weight(module.weight, domain).view(width, size, width).permute(0, 2, 1)
+    weight = _normalised_weight(module.linear).view(width, size, width).permute(0, 2, 1)
     hidden = F.conv1d(F.pad(tokens, (size // 2, size // 2), mode="circular"), weight)
     hidden = F.batch_norm(
         hidden,
         None,
         None,
-        module.scale[domain, 0],
-        module.shift[domain, 0],
+        module.scale,
+        module.shift,
         training=True,
         eps=1e-5,
     )

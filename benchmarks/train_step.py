@@ -24,7 +24,7 @@ from galip_hf import GalipImageProcessor
 from galip_hf.clip_backbone import ClipBackbone
 from galip_hf.data.sampling import UnpairedSlices
 from galip_hf.data.table import SubjectVolume, load_table, write_table
-from galip_hf.trainer import GalipTrainer, UnpairedBatch
+from galip_hf.trainer import GalipTrainer
 from galip_hf.training_args import GalipTrainingArguments
 
 TOLERANCE = 1e-4
@@ -50,12 +50,13 @@ def sides(
 ) -> dict[str, Callable[[], dict[str, torch.Tensor]]]:
     """One training step of each form."""
     trainer = make_trainer(folder, batch_size, backbone)
-    batch = UnpairedBatch.of(next(iter(trainer.loader)))
-    unwrap = trainer.accelerator.unwrap_model
-    plain = PlainTraining(
-        unwrap(trainer.generator), unwrap(trainer.discriminator), backbone, trainer.arguments
-    )
-    return {"plain": lambda: plain.training_step(batch), "trainer": lambda: trainer.training_step(batch)}
+    batches = next(trainer.loader.steps(0))
+    domains = sorted(set(batches[0].source_domains))
+    plain = PlainTraining(trainer.generator, trainer.discriminator, backbone, trainer.arguments)
+    return {
+        "plain": lambda: plain.training_step(batches[0]),
+        "trainer": lambda: trainer.training_step(batches, domains)["losses"],
+    }
 
 
 def difference(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> float:
@@ -78,9 +79,7 @@ def compare(batch_size: int, repeats: int, backbone: ClipBackbone) -> dict[str, 
 def peak_memory(side: str, batch_size: int, threads: int) -> float:
     """Peak resident memory, GB, of two steps of one side in a process of its own."""
     command = [sys.executable, __file__, "--memory-of", side, "--batch-sizes", str(batch_size)]
-    done = subprocess.run(
-        [*command, "--threads", str(threads)], capture_output=True, text=True, check=True
-    )
+    done = subprocess.run([*command, "--threads", str(threads)], capture_output=True, text=True, check=True)
     return float(json.loads(done.stdout))
 
 

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import Accelerator
 from accelerate.utils import gather_object
 from torch import Tensor, nn
 from torch.utils.data import Dataset
@@ -57,6 +56,7 @@ _BOUND_ARGUMENTS = (
     "augmentation",
     "paired_share",
 )
+_PRECISIONS = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 class GalipTrainer:
@@ -90,9 +90,8 @@ class GalipTrainer:
     ) -> None:
         self.arguments, self.processor = arguments, processor
         self.validate, self.save_pictures = validate, save_pictures
-        self.accelerator = Accelerator(mixed_precision=arguments.mixed_precision)
         self.processes = ProcessGroup()
-        device = self.accelerator.device
+        device = self.processes.state.device
         self.backbone = backbone.to(device)
         self.generator = model.to(device).train()
         self.generator.set_prompts(self.backbone)
@@ -125,7 +124,7 @@ class GalipTrainer:
             self.backbone,
             text_embeddings,
             arguments.loss_weights,
-            self.accelerator.autocast,
+            self._autocast,
             self.scaler.scale,  # type: ignore[arg-type]
         )
         self.record = StepRecord()
@@ -141,13 +140,18 @@ class GalipTrainer:
         # Fused: one pass over the weights, and a step can be skipped without asking the device.
         return torch.optim.Adam(network.parameters(), lr=rate, betas=self.arguments.adam_betas, fused=True)
 
+    def _autocast(self) -> torch.autocast:
+        precision = _PRECISIONS.get(self.arguments.mixed_precision)
+        device = self.processes.state.device.type
+        return torch.autocast(device, dtype=precision, enabled=precision is not None)
+
     @property
     def _process(self) -> int:
-        return self.accelerator.process_index
+        return self.processes.state.process_index
 
     @property
     def _is_main(self) -> bool:
-        return self.accelerator.is_main_process
+        return self.processes.state.is_main_process
 
     @property
     def images_per_step(self) -> int:
@@ -346,7 +350,7 @@ class GalipTrainer:
             with atomic_write(directory) as temporary:
                 self.ema.module.save_pretrained(temporary)  # type: ignore[operator]
                 self.processor.save_pretrained(temporary)
-        self.accelerator.wait_for_everyone()
+        self.processes.state.wait_for_everyone()
         return self.ema.module  # type: ignore[return-value]
 
     def save_checkpoint(self) -> None:
@@ -372,7 +376,7 @@ class GalipTrainer:
             }
             directory = self.arguments.output_path / "checkpoints"
             save_checkpoint(directory, self.step, tensors, state, self.arguments.total_limit)
-        self.accelerator.wait_for_everyone()
+        self.processes.state.wait_for_everyone()
 
     def _resume(self) -> None:
         """Go on from the latest checkpoint when the run is to resume; else refuse to touch an earlier run."""
@@ -386,7 +390,7 @@ class GalipTrainer:
                 )
         elif path is not None:
             self._load(path)
-        self.accelerator.wait_for_everyone()
+        self.processes.state.wait_for_everyone()
 
     def _load(self, path: Path) -> None:
         state = load_state(path)
@@ -409,7 +413,7 @@ class GalipTrainer:
             self.scaler.load_state_dict(state["scaler"])
         own_state = state["of_processes"][self._process]
         self.guard.load_state_dict(own_state["guard"])
-        self.record.load_state_dict(own_state["record"], self.accelerator.device)
+        self.record.load_state_dict(own_state["record"], self.processes.state.device)
         if self.best:
             self.best.load_state_dict(state["best"])
         logger.info("resuming at step %d from %s", self.step, path)
