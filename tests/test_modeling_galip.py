@@ -380,3 +380,69 @@ print(tuple(translation.shape), sorted(unwanted & set(sys.modules)))
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
     assert run.returncode == 0, run.stderr
     assert run.stdout.strip() == "(1, 1, 8, 8) []"
+
+
+# Several targets at once
+
+SHARING = {  # levels whose GroupNorm has one channel a group, up to the first attention: derived by hand
+    "none": (0, {}),
+    "first level": (1, {"norm_groups": 8}),
+    "two levels": (2, {"norm_groups": 8, "channel_multipliers": [1, 1, 2], "attention_rates": [4]}),
+    "attention ends it": (1, {"norm_groups": 8, "channel_multipliers": [1, 1, 2], "attention_rates": [2]}),
+    "a wide level between": (1, {"norm_groups": 8, "channel_multipliers": [1, 2, 1], "attention_rates": [4]}),
+    "all levels": (2, {"norm_groups": 8, "channel_multipliers": [1, 1], "attention_rates": []}),
+    "attention at once": (0, {"norm_groups": 8, "attention_rates": [1, 2]}),
+}
+
+
+@pytest.mark.parametrize("conditioning", ["tokens", "pooled"])
+@pytest.mark.parametrize(("levels", "fields"), SHARING.values(), ids=list(SHARING))
+def test_several_targets_at_once_equal_plain_forwards(levels: int, fields: Any, conditioning: Any) -> None:
+    config = tiny_config(**fields, text_conditioning=conditioning)
+    assert config.shared_levels == levels
+    model, pixel_values, names = filled_model(config), images(3, 1, 13, 18), ["CT", "T1", "T2"]
+    with torch.inference_mode():
+        found = model.translate(pixel_values, [model.prepare_target(name) for name in names])
+        for name, translation in zip(names, found, strict=True):
+            expected = model(pixel_values, name).translation
+            torch.testing.assert_close(translation, expected, rtol=0, atol=1e-5)
+    assert (found[0] - found[1]).abs().max() > 0.01
+
+
+@pytest.mark.parametrize(("levels", "fields"), SHARING.values(), ids=list(SHARING))
+def test_shared_levels_are_all_that_can_be_shared(levels: int, fields: Any) -> None:
+    """The features after the shared levels agree for two targets; those one level on do not."""
+    model = filled_model(tiny_config(**fields)).double()
+    targets = [model.prepare_target(name) for name in ("T1", "CT")]
+
+    def features(count: int) -> list[Tensor]:
+        outputs = []
+        for target in targets:
+            hidden_states = model.conv_in(images(1, 1, 16, 16).double())
+            for level in model.encoder[:count]:
+                hidden_states, _ = level(hidden_states, target.label_embedding, target.prompt)
+            outputs.append(hidden_states)
+        return outputs
+
+    first, second = features(levels)
+    torch.testing.assert_close(first, second, rtol=0, atol=1e-10)
+    if levels < len(model.encoder):
+        first, second = features(levels + 1)
+        assert (first - second).abs().max() > 1e-3
+
+
+def test_what_the_targets_share_is_computed_once() -> None:
+    model, names = filled_model(tiny_config(norm_groups=8)), ["T1", "T2", "CT"]
+    targets = [model.prepare_target(name) for name in names]
+    calls = {"shared": 0, "keys": 0}
+    model.encoder[0].register_forward_hook(lambda *_: calls.update(shared=calls["shared"] + 1))
+    key = model.middle.transformer.blocks[0].cross_attention.key
+    key.register_forward_hook(lambda *_: calls.update(keys=calls["keys"] + 1))
+    with torch.inference_mode():
+        for _ in range(4):
+            model.translate(images(2, 1, 16, 16), targets)
+    assert calls == {"shared": 4, "keys": 0}
+
+
+def test_the_default_model_shares_its_two_finest_levels() -> None:
+    assert GalipConfig().shared_levels == 2
