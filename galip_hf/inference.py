@@ -5,12 +5,14 @@ from contextlib import AbstractContextManager, nullcontext
 
 import numpy as np
 import torch
+from scipy import ndimage
 
 from .errors import GalipError
 from .modeling_galip import GalipForImageTranslation, GalipTarget
 
 # A slice without a pixel above this level of model space holds air and its noise only, in MR and in CT.
 EMPTY_LEVEL = 0.05
+CROP_MULTIPLE = 32  # the coarsest rate of the default model
 PRECISIONS = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -65,6 +67,37 @@ def _autocast(device: torch.device, precision: str) -> AbstractContextManager[ob
     return nullcontext() if dtype is None else torch.autocast(device.type, dtype=dtype)
 
 
+def foreground_box(slices: np.ndarray) -> tuple[slice, slice]:
+    """Rows and columns of the foreground of (S, H, W) in model space, one box for all slices.
+
+    It is grown evenly to a multiple of 32 a side, and moved to lie inside the slice; a side without room for
+    that is whole.
+    """
+    foreground = (slices > EMPTY_LEVEL).any(axis=0)
+    if not foreground.any():
+        return slice(None), slice(None)
+    box = []
+    for axis in (1, 0):
+        inside = np.flatnonzero(foreground.any(axis=axis))
+        size = foreground.shape[1 - axis]
+        length = -(-(int(inside[-1]) - int(inside[0]) + 1) // CROP_MULTIPLE) * CROP_MULTIPLE
+        if length >= size:
+            box.append(slice(None))
+            continue
+        middle = (int(inside[0]) + int(inside[-1]) + 1) // 2
+        start = min(max(middle - length // 2, 0), size - length)
+        box.append(slice(start, start + length))
+    return box[0], box[1]
+
+
+def resize_slices(slices: np.ndarray, height: int, width: int) -> np.ndarray:
+    """(S, H, W) to (S, height, width) over the same field of view, linearly, within the slices."""
+    if slices.shape[1:] == (height, width):
+        return slices
+    factors = (1, height / slices.shape[1], width / slices.shape[2])
+    return ndimage.zoom(slices, factors, order=1, mode="nearest", grid_mode=True)
+
+
 def translate_batches(
     model: GalipForImageTranslation, slices: np.ndarray, target_domain: str, batch_size: int = 8
 ) -> Iterator[np.ndarray]:
@@ -85,4 +118,12 @@ def translate_slices(model: GalipForImageTranslation, slices: np.ndarray, target
     return np.concatenate(list(translate_batches(model, slices, target_domain)))
 
 
-__all__ = ["PRECISIONS", "empty_slices", "translate_batches", "translate_slices", "translate_to_targets"]
+__all__ = [
+    "PRECISIONS",
+    "empty_slices",
+    "foreground_box",
+    "resize_slices",
+    "translate_batches",
+    "translate_slices",
+    "translate_to_targets",
+]

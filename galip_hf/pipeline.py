@@ -9,21 +9,19 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from scipy import ndimage
 
 from . import trust
 from .configuration_galip import GalipConfig
 from .errors import GalipError
 from .evaluation import write_report
 from .image_processing_galip import GalipImageProcessor, NormalizedVolume
-from .inference import EMPTY_LEVEL, PRECISIONS, translate_to_targets
+from .inference import PRECISIONS, foreground_box, resize_slices, translate_to_targets
 from .modeling_galip import GalipForImageTranslation, GalipTarget
 from .version import __version__
 
 if TYPE_CHECKING:
     from .data.volumes import Volume
 
-CROP_MULTIPLE = 32
 DISCLAIMER = "synthetic, not for diagnosis"
 Advance = Callable[[int], object]
 
@@ -329,7 +327,11 @@ class GalipPipeline:
         self, volume: "Volume", slices: np.ndarray, targets: list[GalipTarget], settings: "_Settings"
     ) -> list[np.ndarray]:
         """Slices in model space to the targets, through resampling and crop and back."""
-        given = _zoom(slices, volume, settings.resample)
+        given = slices
+        if settings.resample is not None:
+            edges = zip(slices.shape[1:], volume.spacing[1:], strict=True)
+            height, width = (max(1, round(length * size / settings.resample)) for length, size in edges)
+            given = resize_slices(slices, height, width)
         box = (slice(None), *(foreground_box(given) if settings.crop else ()))
         parts = translate_to_targets(
             self.model,
@@ -343,7 +345,7 @@ class GalipPipeline:
         for part in parts:
             whole = np.zeros_like(given)  # outside the box: air
             whole[box] = part
-            wholes.append(_zoom_to(whole, slices.shape))
+            wholes.append(resize_slices(whole, *slices.shape[1:]))
         return wholes
 
     def _provenance(self, volume: "Volume", settings: "_Settings") -> dict[str, Any]:
@@ -371,22 +373,6 @@ class _Settings:
     crop: bool
     resample: float | None
     advance: Advance
-
-
-def _zoom(slices: np.ndarray, volume: "Volume", pixel_size: float | None) -> np.ndarray:
-    """Slices at `pixel_size` mm."""
-    if pixel_size is None:
-        return slices
-    _, row, column = volume.spacing
-    shape = [max(1, round(n * size / pixel_size)) for n, size in zip(slices.shape[1:], (row, column), strict=True)]
-    return _zoom_to(slices, (len(slices), *shape))
-
-
-def _zoom_to(slices: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
-    if slices.shape == shape:
-        return slices
-    factors = [wanted / length for wanted, length in zip(shape, slices.shape, strict=True)]
-    return ndimage.zoom(slices, factors, order=1, mode="nearest", grid_mode=True)
 
 
 def as_volume(scan: Any) -> "Volume":
@@ -421,29 +407,6 @@ def _of_nibabel(image: Any) -> "Volume":
     layout = nifti_layout(image.header, "scan")
     array = layout.arrange(checked_float32(np.asanyarray(image.dataobj), "scan"))
     return Volume(array=array, path=None, spacing=nifti_spacing(layout), source=layout)
-
-
-def foreground_box(slices: np.ndarray) -> tuple[slice, slice]:
-    """Rows and columns of the foreground of (S, H, W) in model space, one box for all slices.
-
-    It is grown evenly to a multiple of 32 a side, and moved to lie inside the slice; a side without room for
-    that is whole.
-    """
-    foreground = (slices > EMPTY_LEVEL).any(axis=0)
-    if not foreground.any():
-        return slice(None), slice(None)
-    box = []
-    for axis in (1, 0):
-        inside = np.flatnonzero(foreground.any(axis=axis))
-        size = foreground.shape[1 - axis]
-        length = -(-(int(inside[-1]) - int(inside[0]) + 1) // CROP_MULTIPLE) * CROP_MULTIPLE
-        if length >= size:
-            box.append(slice(None))
-            continue
-        middle = (int(inside[0]) + int(inside[-1]) + 1) // 2
-        start = min(max(middle - length // 2, 0), size - length)
-        box.append(slice(start, start + length))
-    return box[0], box[1]
 
 
 __all__ = ["GalipPipeline", "Translation", "as_volume", "cycle_path", "load_model", "report_path"]
