@@ -8,6 +8,7 @@ import argparse
 import logging
 import sys
 
+from galip_hf.cli import quiet_libraries
 from galip_hf.errors import GalipError
 from galip_hf.recipe import load_recipe, run_recipe
 
@@ -19,8 +20,9 @@ def main() -> int:
         "overrides", nargs="*", metavar="key=value", help="for example training.max_steps=100"
     )
     arguments = parser.parse_args()
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
-    logging.getLogger("httpx").setLevel(logging.WARNING)
+    logging.basicConfig(level=logging.WARNING, format="%(message)s")  # open_clip tells every step of loading
+    logging.getLogger("galip_hf").setLevel(logging.INFO)
+    quiet_libraries()
     try:
         recipe = load_recipe(arguments.config, arguments.overrides)
         run_recipe(recipe)
