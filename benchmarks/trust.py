@@ -1,10 +1,10 @@
-"""Does the advice on trust hold? Phantom scans of the wrong contrast, and with structures that no training scan
-has, against scans like those of the training: area under the ROC curve (AUC) of the input check and of the
+"""Does the advice on trust hold? Phantom scans of the wrong contrast, and with structures unseen in training,
+against scans like those of the training: area under the ROC curve (AUC) of the input check and of the
 cycle error, and how often each raises its warning.
 
 python benchmarks/trust.py [--subjects 40] [--first 1000] [--output outputs/trust.json]
 
-Subjects are those of the phantom's test block, `--first` onwards: the descriptor was chosen on subjects 0..39.
+Subjects are those of the phantom's test block from `--first` on: the descriptor was chosen on 0..39.
 """
 
 import argparse

@@ -1,7 +1,7 @@
 """What a domain's training slices look like, as counts small enough to travel with the model's processor.
 
 Every foreground pixel is described by three numbers of model space: the mean of its near neighbourhood, and
-mean and standard deviation of a wider one (Gaussian windows, within the slice). A joint histogram of the three
+mean and standard deviation of a wider one (Gaussian windows, within the slice). A joint histogram of them
 over all training slices says how often such a spot occurs; its negative logarithm says how strange a pixel of
 a new scan is. A mass, a void or another organ shows as brightness at a size that the domain does not have;
 another contrast shows everywhere. No network is involved, so the check cannot share the model's blind spots.
@@ -11,7 +11,7 @@ The score of a slice is the mean strangeness of its strangest tenth of foregroun
 the training subjects.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -30,6 +30,7 @@ STRANGEST = 0.1  # share of a slice's foreground pixels
 SLICE_QUANTILE = 0.9
 SMALLEST_FOREGROUND = 40  # pixels; a slice with fewer has no score
 LIMIT_DEVIATIONS = 4.0  # a scan this many standard deviations above the training mean is told
+FEWEST_VOLUMES = 8  # for a standard deviation over volumes
 _KEYS = {"version", "counts", "score_mean", "score_deviation"}
 
 
@@ -90,27 +91,27 @@ class DomainStatistics:
         return self.score_mean + LIMIT_DEVIATIONS * self.score_deviation
 
     @classmethod
-    def measure(cls, volumes: Iterable[np.ndarray]) -> "DomainStatistics":
+    def measure(cls, volumes: Sequence[np.ndarray]) -> "DomainStatistics":
         """Statistics of a domain from its training volumes, each (S, H, W) in model space.
 
-        `volumes` is passed over once; what is kept of a volume is its slices' bins, so it should be read from
-        a memory-mapped table. With fewer than eight volumes, slices take the place of volumes.
+        They are read twice, one at a time. With fewer than eight, slices take the place of volumes.
         """
-        parts = list(volumes)
-        if not parts:
+        if not len(volumes):
             raise GalipError("volumes: found none; the statistics of a domain need at least one")
-        if len(parts) < 8:
-            parts = [part[number : number + 1] for part in parts for number in range(len(part))]
-        halves = [sum(count_spots(part) for part in parts[start::2]) for start in (0, 1)]
-        scores = [
-            scan_score(slice_scores(part, halves[1 - number % 2])) for number, part in enumerate(parts)
+        parts = volumes
+        if len(volumes) < FEWEST_VOLUMES:
+            parts = [part[number : number + 1] for part in volumes for number in range(len(part))]
+        halves = [
+            np.sum([count_spots(parts[number]) for number in range(start, len(parts), 2)], axis=0)
+            for start in (0, 1)
         ]
+        scores = [scan_score(slice_scores(part, halves[1 - number % 2])) for number, part in enumerate(parts)]
         known = np.array([score for score in scores if score is not None])
         if len(known) < 2:
             raise GalipError(
                 "volumes: fewer than two of the training slices have a foreground; check the intensity rule"
             )
-        return cls(np.asarray(halves[0] + halves[1]), float(known.mean()), float(known.std()))
+        return cls(halves[0] + halves[1], float(known.mean()), float(known.std()))
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON holds it: a line of counts for each bin of the near mean."""
@@ -136,7 +137,9 @@ class DomainStatistics:
                 f"{where}: version is {values['version']!r}, this galip_hf reads {VERSION}; update galip_hf"
             )
         try:
-            counts = np.array([[int(word) for word in row.split()] for row in values["counts"]]).reshape(SHAPE)
+            counts = np.array([[int(word) for word in row.split()] for row in values["counts"]]).reshape(
+                SHAPE
+            )
             mean, deviation = float(values["score_mean"]), float(values["score_deviation"])
         except (ValueError, TypeError, AttributeError, OverflowError):
             raise GalipError(

@@ -73,7 +73,7 @@ def foreground_box(slices: np.ndarray) -> tuple[slice, slice]:
     It is grown evenly to a multiple of 32 a side, and moved to lie inside the slice; a side without room for
     that is whole.
     """
-    foreground = (slices > EMPTY_LEVEL).any(axis=0)
+    foreground: np.ndarray = np.any(slices > EMPTY_LEVEL, axis=0)
     if not foreground.any():
         return slice(None), slice(None)
     box = []

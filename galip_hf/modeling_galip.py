@@ -27,11 +27,10 @@ from transformers.utils import ModelOutput
 from .configuration_galip import GalipConfig
 from .errors import GalipError
 
-
 # What the cross-attentions see of a prompt: its states (B, L, width) or, ready for each of them, its keys and
 # values (1, heads, L, d), which depend on nothing else.
 KeysAndValues = tuple[Tensor, Tensor]
-Prompt = Tensor | dict[nn.Module, KeysAndValues]
+Prompt = Tensor | Mapping[nn.Module, KeysAndValues]
 
 
 def _one_line(error: Exception) -> str:
@@ -59,7 +58,7 @@ class GalipTarget:
 
     name: str
     label_embedding: Tensor
-    prompt: dict[nn.Module, KeysAndValues]
+    prompt: Mapping[nn.Module, KeysAndValues]
 
 
 class GalipResidualBlock(nn.Module):
@@ -489,7 +488,7 @@ class GalipForImageTranslation(GalipPreTrainedModel):
         """
         labels = self.target_labels(target_domain, 1)
         states = self._states_of_prompts(labels)
-        prompt = {
+        prompt: dict[nn.Module, KeysAndValues] = {
             module.cross_attention: module.cross_attention.keys_and_values(states)
             for module in self.modules()
             if isinstance(module, GalipTransformerBlock)

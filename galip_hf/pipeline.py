@@ -1,4 +1,4 @@
-"""Scan in, scan out: `GalipPipeline` reads a scan, translates it on its own grid and says how far to believe it."""
+"""Scan in, scan out: `GalipPipeline` translates a scan on its own grid and says how far to believe it."""
 
 import math
 import os
@@ -65,15 +65,13 @@ class Translation:
         """
         from .data.writers import check_output_path, write_volume
 
-        path = check_output_path(path, overwrite=overwrite)
+        path = check_output_path(Path(path), overwrite=overwrite)
         if report_path(path).exists() and not overwrite:
             raise GalipError(
                 f"{report_path(path)}: already exists; choose another name or allow overwriting (--overwrite)"
             )
         if self.cycle_map is not None:
-            write_volume(
-                self.source_volume.with_array(self.cycle_map), cycle_path(path), overwrite=overwrite
-            )
+            write_volume(self.source_volume.with_array(self.cycle_map), cycle_path(path), overwrite=overwrite)
         write_report(self.report, report_path(path))
         return write_volume(self.volume, path, overwrite=overwrite)
 
@@ -162,7 +160,7 @@ class GalipPipeline:
         if precision not in PRECISIONS:
             raise GalipError(f"precision is {precision!r}; expected one of {', '.join(PRECISIONS)}")
         try:
-            self.model = model.to(device).eval()
+            self.model: GalipForImageTranslation = model.to(torch.device(device)).eval()  # type: ignore[arg-type]
         except (RuntimeError, AssertionError) as error:
             raise GalipError(f"device {device}: not usable ({str(error).splitlines()[0]})") from None
         self.processor = processor
@@ -196,7 +194,8 @@ class GalipPipeline:
     @property
     def config(self) -> GalipConfig:
         """The model's configuration."""
-        return self.model.config
+        config: GalipConfig = self.model.config  # type: ignore[assignment]
+        return config
 
     def source_domain(self, source: str | None, slices: "Volume | None" = None) -> str:
         """The domain whose intensity rule the input follows: `source`, or where all rules are the same the
@@ -297,7 +296,9 @@ class GalipPipeline:
             "source_rule": self.processor.intensity_rules[source],
             "source_window": [normalized.lower, normalized.upper],
             "outside_fraction": normalized.outside_fraction,
-            "input_check": trust.check_source(slices, source, self._statistics),
+            "input_check": trust.check_source(
+                _at_pixel_size(slices, volume, settings.resample), source, self._statistics
+            ),
         }
         translations = []
         for name, translated in zip(names, self._run(volume, slices, targets, settings), strict=True):
@@ -327,11 +328,7 @@ class GalipPipeline:
         self, volume: "Volume", slices: np.ndarray, targets: list[GalipTarget], settings: "_Settings"
     ) -> list[np.ndarray]:
         """Slices in model space to the targets, through resampling and crop and back."""
-        given = slices
-        if settings.resample is not None:
-            edges = zip(slices.shape[1:], volume.spacing[1:], strict=True)
-            height, width = (max(1, round(length * size / settings.resample)) for length, size in edges)
-            given = resize_slices(slices, height, width)
+        given = _at_pixel_size(slices, volume, settings.resample)
         box = (slice(None), *(foreground_box(given) if settings.crop else ()))
         parts = translate_to_targets(
             self.model,
@@ -373,6 +370,15 @@ class _Settings:
     crop: bool
     resample: float | None
     advance: Advance
+
+
+def _at_pixel_size(slices: np.ndarray, volume: "Volume", millimetres: float | None) -> np.ndarray:
+    """The volume's slices with square pixels of that size; as they are for None."""
+    if millimetres is None:
+        return slices
+    edges = zip(slices.shape[1:], volume.spacing[1:], strict=True)
+    height, width = (max(1, round(length * size / millimetres)) for length, size in edges)
+    return resize_slices(slices, height, width)
 
 
 def as_volume(scan: Any) -> "Volume":

@@ -245,17 +245,27 @@ def prepare_table(
     return load_table(directory)
 
 
+class _TableVolumes(Sequence[np.ndarray]):
+    """Volumes of a table, read when asked for."""
+
+    def __init__(self, reader: SliceReader, rows: list[list[int]]) -> None:
+        self.reader, self.rows = reader, rows
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: Any) -> Any:
+        return np.stack([self.reader[row] for row in self.rows[index]])
+
+
 def measure_statistics(table: datasets.Dataset, domains: Sequence[str]) -> dict[str, DomainStatistics]:
     """Statistics of each domain's slices in a table, subject by subject in the table's order."""
     reader, names = SliceReader(table), table.features["domain"].names
     rows: dict[str, dict[str, list[int]]] = {domain: {} for domain in domains}
     for row, (subject, label) in enumerate(zip(table["subject"], table["domain"], strict=True)):
-        if names[label] in rows:
-            rows[names[label]].setdefault(subject, []).append(row)
+        rows[names[label]].setdefault(subject, []).append(row)
     return {
-        domain: DomainStatistics.measure(
-            np.stack([reader[row] for row in volume]) for volume in volumes.values()
-        )
+        domain: DomainStatistics.measure(_TableVolumes(reader, list(volumes.values())))
         for domain, volumes in rows.items()
     }
 

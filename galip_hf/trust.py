@@ -1,9 +1,9 @@
 """How far to believe a translation: does the input look like its domain, does the way back lead home, did
 anything happen at all.
 
-None of the three sees everything. The look of the input (`check_source`) compares with the statistics that the
-model's processor keeps of its training slices; the cycle error compares the input with its translation back;
-the collapse check compares the output with the input. A translation that passes all three can still be wrong.
+None of the three sees everything. The look of the input (`check_source`) is compared with the statistics that
+the model's processor keeps of its training slices; the cycle error compares the input with its translation
+back; the collapse check compares the output with the input. A translation that passes all three can still be wrong.
 """
 
 from collections.abc import Mapping
@@ -13,8 +13,8 @@ import numpy as np
 
 from .domain_statistics import DomainStatistics, scan_score, slice_scores
 
-# Mean absolute difference of output and input, in model space inside the foreground, under which the output is
-# taken for the input: the noise of a scan is about as large.
+# Mean absolute difference of output and input, in model space inside the foreground, under which the output
+# is taken for the input: the noise of a scan is about as large.
 COLLAPSE_LEVEL = 0.02
 FOREGROUND_LEVEL = 0.05
 
@@ -70,7 +70,7 @@ def cycle_error(slices: np.ndarray, returned: np.ndarray) -> dict[str, Any]:
 
 
 def identity_check(slices: np.ndarray, translation: np.ndarray) -> dict[str, Any]:
-    """Is the output the input? Mean |output - input| in model space inside the foreground, and the verdict."""
+    """Is the output the input? Mean |output - input| in model space inside the foreground, and a verdict."""
     foreground = slices > FOREGROUND_LEVEL
     if not foreground.any():
         return {"mean_difference": None, "collapsed": False}

@@ -30,7 +30,7 @@ def scan(seed: int, contrast: str) -> np.ndarray:
 @pytest.fixture(scope="module")
 def statistics() -> dict[str, DomainStatistics]:
     return {
-        contrast: DomainStatistics.measure(scan(1000 * number + seed, contrast) for seed in range(10))
+        contrast: DomainStatistics.measure([scan(1000 * number + seed, contrast) for seed in range(10)])
         for number, contrast in enumerate(phantom.CONTRASTS)
     }
 
@@ -109,9 +109,7 @@ def test_few_volumes_fall_back_on_slices() -> None:
         DomainStatistics.measure([np.zeros((4, 8, 8))])
 
 
-def test_they_are_kept_with_the_processor(
-    statistics: dict[str, DomainStatistics], tmp_path: Path
-) -> None:
+def test_they_are_kept_with_the_processor(statistics: dict[str, DomainStatistics], tmp_path: Path) -> None:
     processor = GalipImageProcessor(domains=list(IXI_DOMAINS))
     assert processor.statistics == {}  # as a file of an older version
     processor.set_statistics({"T1": statistics["T1"]})
@@ -159,7 +157,7 @@ def test_a_table_gives_the_statistics_of_its_subjects(tmp_path: Path) -> None:
     write_table(volumes, tmp_path / "table", domains=phantom.CONTRASTS, image_size=None, minimum_foreground=0)
     measured = measure_statistics(load_table(tmp_path / "table")["train"], phantom.CONTRASTS)
     for contrast in phantom.CONTRASTS:
-        own = DomainStatistics.measure(v.array for v in volumes if v.domain == contrast)
+        own = DomainStatistics.measure([v.array for v in volumes if v.domain == contrast])
         np.testing.assert_array_equal(measured[contrast].counts, own.counts)
         assert measured[contrast].score_mean == pytest.approx(own.score_mean)
 

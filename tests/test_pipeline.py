@@ -344,7 +344,8 @@ def test_a_killed_run_leaves_whole_files_and_is_finished_by_another(tmp_path: Pa
         np.save(tmp_path / "in" / f"{number}.npy", np.tile(head(500 + number), (6, 1, 1)))
     output = tmp_path / "out"
     command = [
-        sys.executable, "-m", "galip_hf.cli", "translate", str(tmp_path / "in"), "--model", str(PHANTOM_MODEL),
+        sys.executable, "-m", "galip_hf.cli", "translate", str(tmp_path / "in"),
+        "--model", str(PHANTOM_MODEL),
         "--to", "T2,PD", "--output", str(output), "--skip-existing", "--cycle-map", "--batch-size", "1",
     ]  # fmt: skip
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}

@@ -58,7 +58,9 @@ def add_parser(commands: Any) -> None:
     )
     translate.add_argument("--dry-run", action="store_true", help="say what would be written, and stop")
     translate.add_argument(
-        "--cycle-map", action="store_true", help="also translate back: NAME_cycle and a number (twice the time)"
+        "--cycle-map",
+        action="store_true",
+        help="also translate back: NAME_cycle and a number (twice the time)",
     )
     translate.add_argument(
         "--crop", action="store_true", help="translate the foreground's box only (a multiple of 32)"
@@ -66,11 +68,14 @@ def add_parser(commands: Any) -> None:
     translate.add_argument(
         "--resample", type=float, metavar="MM", help="translate at this pixel size; undone afterwards"
     )
-    translate.add_argument("--figure", action="store_true", help="also write NAME.png, three slices to look at")
+    translate.add_argument("--figure", action="store_true", help="also write NAME_figure.png, three slices")
     translate.add_argument("--batch-size", type=int, default=8, help="slices translated at once (default: 8)")
     translate.add_argument("--device", default="cpu", help="torch device (default: cpu)")
     translate.add_argument(
-        "--precision", choices=("fp32", "bf16", "fp16"), default="fp32", help="fp32 is the reference (default)"
+        "--precision",
+        choices=("fp32", "bf16", "fp16"),
+        default="fp32",
+        help="fp32 is the reference (default)",
     )
     translate.set_defaults(run=_translate)
 
@@ -82,7 +87,7 @@ def _translate(arguments: argparse.Namespace) -> int:
     if arguments.resample is not None and not 0 < arguments.resample < float("inf"):
         raise GalipError(f"--resample is {arguments.resample}; expected a pixel size in mm, more than 0")
     jobs = _plan(arguments)
-    todo = [job for job in map(lambda job: _remaining(job, arguments), jobs) if job.outputs]
+    todo = [job for job in (_remaining(job, arguments) for job in jobs) if job.outputs]
     skipped = sum(len(job.outputs) for job in jobs) - sum(len(job.outputs) for job in todo)
 
     from ..pipeline import GalipPipeline
@@ -103,7 +108,7 @@ def _translate(arguments: argparse.Namespace) -> int:
         print(f"dry run: nothing was written; {sum(len(job.outputs) for job in todo)} to do, {skipped} exist")
         return 0
     if len(jobs) == 1 and todo:
-        _print_table([row for row in _run(pipeline, todo[0], arguments)])
+        _print_table(list(_run(pipeline, todo[0], arguments)))
         return 0
     return _run_all(pipeline, todo, skipped, arguments)
 
@@ -119,7 +124,8 @@ def _run_all(
         try:
             rows += list(_run(pipeline, job, arguments))
         except (GalipError, OSError, MemoryError, RuntimeError) as error:
-            failures.append(f"{job.scan}: {' '.join(str(error).split())}".replace(f"{job.scan}: " * 2, f"{job.scan}: "))
+            message = " ".join(str(error).split()).removeprefix(f"{job.scan}: ")
+            failures.append(f"{job.scan}: {message}")
     _print_table(rows)
     if skipped:
         print(f"{skipped} existed already and were left")
@@ -166,7 +172,9 @@ def _print_table(rows: Sequence[tuple[Path, "dict[str, Any]"]]) -> None:
     cells = [("output", "from", "to", "slices", "input check", "cycle error", "changed by")]
     for output, report in rows:
         look, cycle = report["input_check"], report["cycle_error"] or {}
-        shown = look["verdict"] + ("" if look["score"] is None else f" ({look['score']:.2f}/{look['limit']:.2f})")
+        shown = look["verdict"] + (
+            "" if look["score"] is None else f" ({look['score']:.2f}/{look['limit']:.2f})"
+        )
         cells.append(
             (
                 str(output), report["source"], report["target"], str(report["slices"]), shown,
@@ -221,14 +229,20 @@ def _plan(arguments: argparse.Namespace) -> list[_Job]:
     for scan in scans:
         suffix = supported_suffix(scan) if arguments.format == "input" else f".{arguments.format}"
         jobs.append(_Job(scan, {name: output / f"{_stem(scan)}_{name}{suffix}" for name in targets}))
-    twice = [path for path, count in Counter(p for job in jobs for p in job.outputs.values()).items() if count > 1]
+    twice = [
+        path for path, count in Counter(p for job in jobs for p in job.outputs.values()).items() if count > 1
+    ]
     if twice:
-        raise GalipError(f"--output {output}: several inputs would be written to {twice[0]}; rename the inputs")
+        raise GalipError(
+            f"--output {output}: several inputs would be written to {twice[0]}; rename the inputs"
+        )
     if not arguments.dry_run:
         try:
             output.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise GalipError(f"--output {output}: cannot be made ({error.strerror}); choose another") from None
+            raise GalipError(
+                f"--output {output}: cannot be made ({error.strerror}); choose another"
+            ) from None
     if not (arguments.overwrite or arguments.skip_existing):
         existing = [path for job in jobs for path in job.outputs.values() if path.exists()]
         if existing:
