@@ -2,7 +2,7 @@
 
 python benchmarks/crop.py [--repeats 5] [--output outputs/crop.json]
 
-Phantom heads on a wide field of view (64-pixel heads on 128 pixels of air with their noise), translated by the
+Phantom heads on a wide field of view (64-pixel heads on 128 pixels of air with noise), translated by the
 phantom model; whole and cropped runs alternate, and the ratio is that of the medians.
 """
 
@@ -65,7 +65,8 @@ def main() -> None:
         "time_ratio": ratio, "seconds_whole": float(np.median(seconds[False])),
         "mean_difference_inside": float(np.mean(differences)),
         "psnr_whole": float(np.mean(psnr[False])), "psnr_cropped": float(np.mean(psnr[True])),
-        "subjects": arguments.subjects, "repeats": arguments.repeats, "device": "cpu", "galip_hf": __version__,
+        "subjects": arguments.subjects, "repeats": arguments.repeats, "device": "cpu",
+        "galip_hf": __version__,
     }  # fmt: skip
     for name, value in report.items():
         print(f"{name}: {value}")

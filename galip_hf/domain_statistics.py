@@ -29,7 +29,7 @@ FOREGROUND = 0.05  # of the wide mean
 STRANGEST = 0.1  # share of a slice's foreground pixels
 SLICE_QUANTILE = 0.9
 SMALLEST_FOREGROUND = 40  # pixels; a slice with fewer has no score
-LIMIT_DEVIATIONS = 4.0  # a scan this many standard deviations above the training mean is told
+LIMIT_DEVIATIONS = 3.0  # a scan this many standard deviations above the training mean is told
 FEWEST_VOLUMES = 8  # for a standard deviation over volumes
 _KEYS = {"version", "counts", "score_mean", "score_deviation"}
 

@@ -10,15 +10,15 @@ from scipy import ndimage
 from .errors import GalipError
 from .modeling_galip import GalipForImageTranslation, GalipTarget
 
-# A slice without a pixel above this level of model space holds air and its noise only, in MR and in CT.
+# What stays below this level of model space, after a smoothing that takes off noise, is air in MR and in CT.
 EMPTY_LEVEL = 0.05
 CROP_MULTIPLE = 32  # the coarsest rate of the default model
 PRECISIONS = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
-def empty_slices(slices: np.ndarray) -> np.ndarray:
-    """(S,) bool: the slices of (S, H, W), in model space, that hold air only."""
-    return slices.max(axis=(1, 2)) <= EMPTY_LEVEL
+def occupied(slices: np.ndarray) -> np.ndarray:
+    """(S, H, W) bool: where slices in model space hold more than air and its noise."""
+    return ndimage.gaussian_filter(slices, (0, 1, 1)) > EMPTY_LEVEL
 
 
 def translate_to_targets(
@@ -46,7 +46,7 @@ def translate_to_targets(
         A (S, H, W) float32 array in model space for each target.
     """
     translated = [np.zeros(slices.shape, np.float32) for _ in targets]
-    empty = empty_slices(slices)
+    empty = ~np.any(occupied(slices), axis=(1, 2))
     advance(int(empty.sum()))
     rows = np.flatnonzero(~empty)
     for start in range(0, len(rows), batch_size):
@@ -73,7 +73,7 @@ def foreground_box(slices: np.ndarray) -> tuple[slice, slice]:
     It is grown evenly to a multiple of 32 a side, and moved to lie inside the slice; a side without room for
     that is whole.
     """
-    foreground: np.ndarray = np.any(slices > EMPTY_LEVEL, axis=0)
+    foreground: np.ndarray = np.any(occupied(slices), axis=0)
     if not foreground.any():
         return slice(None), slice(None)
     box = []
@@ -120,8 +120,8 @@ def translate_slices(model: GalipForImageTranslation, slices: np.ndarray, target
 
 __all__ = [
     "PRECISIONS",
-    "empty_slices",
     "foreground_box",
+    "occupied",
     "resize_slices",
     "translate_batches",
     "translate_slices",

@@ -3,7 +3,7 @@ anything happen at all.
 
 None of the three sees everything. The look of the input (`check_source`) is compared with the statistics that
 the model's processor keeps of its training slices; the cycle error compares the input with its translation
-back; the collapse check compares the output with the input. A translation that passes all three can still be wrong.
+back; the collapse check compares the output with the input. What passes all three can still be wrong.
 """
 
 from collections.abc import Mapping
