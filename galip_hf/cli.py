@@ -33,14 +33,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = _parser().parse_args(argv)
     quiet_libraries()
     try:
-        arguments.run(arguments)
+        code: int | None = arguments.run(arguments)
     except GalipError as error:
         print(f"galip-hf: error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("galip-hf: interrupted", file=sys.stderr)
         return 130
-    return 0
+    return code or 0
 
 
 if __name__ == "__main__":

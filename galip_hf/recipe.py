@@ -27,6 +27,7 @@ from .configuration_galip import IXI_DOMAINS, GalipConfig
 from .data.readers import read_volume
 from .data.sampling import UnpairedSlices
 from .data.table import SliceReader, SubjectVolume, domain_slices, load_table, write_table
+from .domain_statistics import DomainStatistics
 from .errors import GalipError
 from .evaluation import evaluate
 from .files import atomic_write
@@ -244,6 +245,31 @@ def prepare_table(
     return load_table(directory)
 
 
+class _TableVolumes(Sequence[np.ndarray]):
+    """Volumes of a table, read when asked for."""
+
+    def __init__(self, reader: SliceReader, rows: list[list[int]]) -> None:
+        self.reader, self.rows = reader, rows
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: Any) -> Any:
+        return np.stack([self.reader[row] for row in self.rows[index]])
+
+
+def measure_statistics(table: datasets.Dataset, domains: Sequence[str]) -> dict[str, DomainStatistics]:
+    """Statistics of each domain's slices in a table, subject by subject in the table's order."""
+    reader, names = SliceReader(table), table.features["domain"].names
+    rows: dict[str, dict[str, list[int]]] = {domain: {} for domain in domains}
+    for row, (subject, label) in enumerate(zip(table["subject"], table["domain"], strict=True)):
+        rows[names[label]].setdefault(subject, []).append(row)
+    return {
+        domain: DomainStatistics.measure(_TableVolumes(reader, list(volumes.values())))
+        for domain, volumes in rows.items()
+    }
+
+
 # CLIP
 
 
@@ -364,6 +390,7 @@ def run_recipe(recipe: Recipe) -> GalipTrainer:
         config = make_config(recipe, backbone)
         processor = GalipImageProcessor.from_config(config)
         table = prepare_table(recipe, processor, config)
+        processor.set_statistics(measure_statistics(table["train"], config.domain_names))
     set_seed(recipe.training.seed)
     model = GalipForImageTranslation(config)
     dataset = UnpairedSlices(
