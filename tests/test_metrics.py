@@ -18,7 +18,7 @@ def volume(seed: int, shape: tuple[int, int, int] = (3, 16, 20)) -> np.ndarray:
 
 
 def test_protocols_state_what_they_cannot_see() -> None:
-    assert (PAPER.name, PAPER.version, FIXED.name, FIXED.version) == ("paper", 1, "fixed", 1)
+    assert (PAPER.name, PAPER.version, FIXED.name, FIXED.version) == ("paper", 1, "fixed", 2)
     assert "gain error" in PAPER.description and "hot pixel" in PAPER.description
 
 
