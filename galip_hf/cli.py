@@ -1,10 +1,11 @@
 """The command line, `galip-hf`. A user's mistake is one line on stderr and exit code 2."""
 
 import argparse
+import shlex
 import sys
 from collections.abc import Sequence
 
-from .commands import convert, translate
+from .commands import convert, evaluate, translate
 from .errors import GalipError
 from .version import __version__
 
@@ -15,14 +16,16 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for command in (translate, convert):
+    for command in (translate, evaluate, convert):
         command.add_parser(commands)
     return parser
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code."""
+    argv = list(sys.argv[1:] if argv is None else argv)
     arguments = _parser().parse_args(argv)
+    arguments.command_line = shlex.join(["galip-hf", *argv])  # for reports that say how they were made
     try:
         arguments.run(arguments)
     except GalipError as error:
