@@ -12,8 +12,8 @@ from .report import BASELINES
 CANDIDATES = {
     "model": "model",
     "copy": "source copied",
-    "histogram": "source, histogram-matched",
-    "mean": "mean training slice",
+    "histogram": "histogram matched",
+    "mean": "mean slice",
 }
 REGION_TITLES = {
     ("fixed", "masked"): "Protocol fixed, foreground",
@@ -41,7 +41,8 @@ h3{font-size:1rem;margin:1.2rem 0 .4rem}p{margin:.4rem 0;max-width:46rem}
 .warn{background:var(--warnbg);color:var(--warn);border-left:4px solid;padding:.5rem .8rem;font-size:.92rem}
 .scroll{overflow-x:auto}table{border-collapse:collapse;font-size:.875rem;font-variant-numeric:tabular-nums}
 th,td{padding:.3rem .7rem .3rem 0;text-align:left;vertical-align:top;border-top:1px solid var(--line)}
-td.number,th.number{white-space:nowrap;overflow-wrap:normal}
+th,td{overflow-wrap:normal}td.number span{white-space:nowrap}
+@media(max-width:34rem){th,td{padding-right:.45rem;font-size:.8rem}}
 thead th{border-top:0;color:var(--soft);font-weight:500}
 th[scope=rowgroup]{white-space:nowrap}tr.model td{font-weight:600;color:var(--mark)}
 tr.model small{font-weight:400}small{color:var(--soft);font-size:.8em;display:block}
@@ -66,13 +67,14 @@ def html_report(report: Mapping[str, Any], *, title: str, pictures: Mapping[str,
     """
     provenance = report.get("provenance", {})
     skipped = sum(report["skipped_slices"].values())
+    date = f"{provenance['date']}: " if "date" in provenance else ""
     lead = (
-        f"{report['subjects']} subject{'s' * (report['subjects'] != 1)}, {report['slices']} slices, "
+        f"{date}{report['subjects']} subject{'s' * (report['subjects'] != 1)}, {report['slices']} slices, "
         f"{len(report['exclusions'])} exclusions, {skipped} blank slices skipped by protocol paper. "
         "Translations are synthetic: not for diagnosis."
     )
     sections = [
-        f"<h1>{_text(title)}</h1><p class=soft>{_text(provenance.get('date', ''))} {_text(lead)}</p>",
+        f"<h1>{_text(title)}</h1><p class=soft>{_text(lead)}</p>",
         _list([*report.get("notes", []), *findings(report)]),
         "<h2>Scores</h2>" + _score_tables(report),
         "<h2>Spread over subjects</h2>" + _plots(report),
@@ -130,8 +132,9 @@ def findings(report: Mapping[str, Any]) -> list[str]:
 def _score_tables(report: Mapping[str, Any]) -> str:
     reference = report["histogram_reference"]
     note = (
-        f"Mean ± SD over subjects; below it the 95 % bootstrap interval of the mean. Histograms are matched "
-        f"to {reference}"
+        "Mean ± SD over subjects; below it the 95 % bootstrap interval of the mean. Trivial baselines: the "
+        "source copied, the source with its histogram matched to the target domain, the mean training slice. "
+        f"Histograms are matched to {reference}"
         + (" (an advantage no translator has)." if reference == "the target itself" else ".")
     )
     parts = [f"<p class=soft>{_text(note)}</p>"]
@@ -180,8 +183,10 @@ def _number(cell: Mapping[str, Any], measure: str, digits: int, unit: str = "") 
     text = f"{cell[measure]:.{digits}f}"
     if cell[f"{measure}_sd"] is not None:
         low, high = cell[f"{measure}_ci95"]
+        deviation = f"{cell[f'{measure}_sd']:.{digits}f}{unit}"
         text += (
-            f" ± {cell[f'{measure}_sd']:.{digits}f}{unit}<small>{low:.{digits}f} to {high:.{digits}f}</small>"
+            f" <span>± {deviation}</span>"
+            f"<small><span>{low:.{digits}f} to</span> <span>{high:.{digits}f}</span></small>"
         )
     else:
         text += unit

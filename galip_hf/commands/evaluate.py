@@ -344,14 +344,18 @@ def _say(run: _Run, output: Path) -> None:
     table = report["protocols"]["fixed"]["masked"]
     rows = {"model": table["directions"], **table["baselines"]}
     version = report["protocols"]["fixed"]["version"]
-    print(f"PSNR (dB) / SSIM, protocol fixed v{version}, foreground, mean of {report['subjects']} subjects")
+    print(
+        f"PSNR (dB) / SSIM, protocol fixed v{version}, foreground, mean over subjects; "
+        f"{len(report['exclusions'])} exclusions"
+    )
     for direction in next((cells for cells in rows.values() if cells), {}):
-        cells = [
+        shown = [
             f"{name} {cells[direction]['psnr']:.2f} / {cells[direction]['ssim']:.4f}"
             for name, cells in rows.items()
             if cells and cells[direction]["psnr"] is not None
         ]
-        print(f"  {direction}: " + ", ".join(cells))
+        n = max(cells[direction]["n"] for cells in rows.values() if cells)
+        print(f"  {direction} (n = {n}): " + ", ".join(shown))
     for line in [*run.notes, *findings(report)]:
         print(f"  {line}")
     print(f"{output}: report.html, report.json, subjects.csv, model_index.json, panels/")
