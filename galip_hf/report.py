@@ -69,8 +69,8 @@ def build_report(
         "subjects": len(per_subject),
         "slices": sum(entry["slices"] for entry in per_subject),
         "skipped_slices": {
-            d: sum(s["model"]["paper"]["full"]["skipped_slices"] for s in scores)
-            for d, scores in modelled.items()
+            d: sum(s[candidates[0]]["paper"]["full"]["skipped_slices"] for s in scores)
+            for d, scores in scored.items()
         },
         "exclusions": exclusions,
         "per_subject": per_subject,

@@ -211,7 +211,7 @@ def _perceptual(report: Mapping[str, Any]) -> str:
             + (" <strong>collapsed</strong>" if collapse["collapsed"] else ""),
         ]
         if distances:
-            row += [_distance(distances[direction], "fid", 2), _distance(distances[direction], "kid", 4)]
+            row += [_distance(distances[direction], "fid"), _distance(distances[direction], "kid")]
         rows.append(row)
     heads = ["direction", "sharpness", "slice to slice", "MAE to source / to target"]
     heads += ["FID", "KID"] if distances else []
@@ -221,7 +221,8 @@ def _perceptual(report: Mapping[str, Any]) -> str:
         "flickers. "
     )
     words += (
-        f"FID and KID: on {distribution['features']}; comparable with each other only."
+        f"FID and KID: on {distribution['features']}; comparable with each other only. "
+        "n: real / translated slices."
         if distances
         else f"FID and KID are left out: {distribution['left_out']}."
     )
@@ -235,10 +236,10 @@ def _plain(cell: Mapping[str, Any], measure: str) -> str:
     return f"{cell[measure]:.3f}" + ("" if deviation is None else f" ± {deviation:.3f}")
 
 
-def _distance(cell: Mapping[str, Any], name: str, digits: int) -> str:
+def _distance(cell: Mapping[str, Any], name: str) -> str:
     if cell[name] is None:
         return f"–<small>{_text(cell[f'{name}_reason'])}</small>"
-    return f"{cell[name]:.{digits}f}<small>n = {cell['n_real']} / {cell['n_fake']}</small>"
+    return f"{cell[name]:.3g}<small>n = {cell['n_real']} / {cell['n_fake']}</small>"
 
 
 def _comparison(report: Mapping[str, Any]) -> str:
@@ -250,7 +251,8 @@ def _comparison(report: Mapping[str, Any]) -> str:
         f"<p>A: {_text(comparison['a'])}<br>B: {_text(comparison['b'])}</p>",
         f"<p class=soft>{_text(comparison['psnr']['test'])}; {_text(comparison['psnr']['correction'])}. "
         f"Effect size: {_text(comparison['psnr']['effect_size_name'])}. "
-        f"Protocol {_text(comparison['protocol'])}, {_text(comparison['region'])}.</p>",
+        f"Protocol {_text(comparison['protocol'])}, {_text(comparison['region'])}. Higher PSNR and SSIM are "
+        "better, lower MAE is.</p>",
     ]
     for measure in ("psnr", "ssim", "mae"):
         rows = []

@@ -358,4 +358,4 @@ def _say(run: _Run, output: Path) -> None:
         print(f"  {direction} (n = {n}): " + ", ".join(shown))
     for line in [*run.notes, *findings(report)]:
         print(f"  {line}")
-    print(f"{output}: report.html, report.json, subjects.csv, model_index.json, panels/")
+    print(f"{output}: {', '.join(sorted(path.name for path in output.iterdir()))}")
