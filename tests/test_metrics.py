@@ -212,7 +212,7 @@ def test_blur_lowers_the_sharpness_and_noise_raises_it() -> None:
     blurred = ndimage.gaussian_filter(target, (0, 1, 1))
     assert sharpness_ratio(target, target, mask) == 1.0
     assert sharpness_ratio(blurred, target, mask) < 0.8
-    assert sharpness_ratio(target + rng.normal(0, 0.05, target.shape), target, mask) > 1.2
+    assert sharpness_ratio(target + rng.normal(0, 0.05, target.shape), target, mask) > 1.1
     assert sharpness_ratio(target, np.ones_like(target), mask) is None
     ramp = np.broadcast_to(np.arange(20.0), (1, 20, 20))
     assert sharpness_ratio(3 * ramp, ramp, np.ones(ramp.shape, dtype=bool)) == pytest.approx(3.0)
