@@ -5,7 +5,9 @@ import shlex
 import sys
 from collections.abc import Sequence
 
-from .commands import convert, evaluate, translate
+from transformers.utils.logging import disable_progress_bar
+
+from .commands import add_domain, convert, evaluate, translate
 from .errors import GalipError
 from .version import __version__
 
@@ -16,9 +18,15 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for command in (translate, evaluate, convert):
+    for command in (translate, evaluate, convert, add_domain):
         command.add_parser(commands)
     return parser
+
+
+def quiet_libraries() -> None:
+    """Switch off the progress bars of transformers and huggingface_hub where nobody watches, as ours are."""
+    if not sys.stderr.isatty():
+        disable_progress_bar()
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -26,6 +34,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     argv = list(sys.argv[1:] if argv is None else argv)
     arguments = _parser().parse_args(argv)
     arguments.command_line = shlex.join(["galip-hf", *argv])  # for reports that say how they were made
+    quiet_libraries()
     try:
         arguments.run(arguments)
     except GalipError as error:

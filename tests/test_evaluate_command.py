@@ -2,6 +2,7 @@
 
 import csv
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -41,7 +42,9 @@ def table(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_a_model_on_a_table(model: Path, table: Path, tmp_path: Path) -> None:
     output = tmp_path / "out"
     command = ["evaluate", "--model", str(model), "--data", str(table), "--output", str(output)]
-    assert main([*command, "--compare", str(model)]) == 0
+    assert main([*command, "--compare", str(model)]) == 2  # the same one twice
+    second = shutil.copytree(model, tmp_path / "second")
+    assert main([*command, "--compare", str(second)]) == 0
     report = json.loads((output / "report.json").read_text())
     assert report["provenance"]["model_weights_sha256"] == file_hash(model / "model.safetensors")
     assert report["provenance"]["command"].startswith("galip-hf evaluate --model")

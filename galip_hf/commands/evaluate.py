@@ -102,6 +102,8 @@ def _check_mode(arguments: argparse.Namespace) -> bool:
         raise GalipError("nothing to evaluate; give --data TABLE and --model, or --prediction and --target")
     if arguments.model and arguments.ct_window:
         raise GalipError("--ct-window: the model's configuration states the window; leave it out")
+    if arguments.compare and arguments.compare in (arguments.model, arguments.prediction):
+        raise GalipError(f"--compare {arguments.compare}: is the first one too; name another")
     if arguments.compare and not (arguments.model or folders):
         raise GalipError("--compare: there is no first model; give --model, or --prediction")
     return folders
