@@ -4,7 +4,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from .commands import convert, translate
+from .commands import convert, inspect, prepare, translate
 from .errors import GalipError
 from .version import __version__
 
@@ -15,7 +15,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for command in (translate, convert):
+    for command in (translate, convert, prepare, inspect):
         command.add_parser(commands)
     return parser
 

@@ -17,7 +17,7 @@ import json
 import sys
 import tempfile
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -152,7 +152,9 @@ class _SplitWriters:
         there = self.source_of.setdefault(hashlib.blake2b(content, digest_size=16).digest(), here)
         if there == here:
             return
-        places = [f"{subject!r} ({split}, {domain}, slice {at})" for split, subject, domain, at in (there, here)]
+        places = [
+            f"{subject!r} ({split}, {domain}, slice {at})" for split, subject, domain, at in (there, here)
+        ]
         if there[0] != here[0]:
             raise GalipError(
                 f"subjects {places[0]} and {places[1]} have a byte-identical slice in two splits; they are "

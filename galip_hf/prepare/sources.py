@@ -85,7 +85,8 @@ def ixi(directory: Path) -> Source:
 
 def gold_atlas(directory: Path) -> Source:
     """Gold Atlas male pelvis: CT, T1 and T2 of each patient, brought to the T2 grid."""
-    scans, notes = [], []
+    scans: list[Scan] = []
+    notes: list[dict[str, Any]] = []
     for patient in sorted(path for path in _directory(directory).iterdir() if path.is_dir()):
         found: dict[str, Scan] = {}
         for path in _files(patient, (*SUFFIXES, *ITK_SUFFIXES)):
@@ -102,7 +103,9 @@ def gold_atlas(directory: Path) -> Source:
                 reason = f"{where}: neither T1 nor T2 in its description"
                 notes.append({"subject": patient.name, "domain": None, "reason": reason})
         scans += found.values()
-    _require(scans, directory, "a folder a patient, such as 1_01_P, with DICOM series or NIfTI/MetaImage files")
+    _require(
+        scans, directory, "a folder a patient, such as 1_01_P, with DICOM series or NIfTI/MetaImage files"
+    )
     return Source(
         scans,
         ("CT", "T1", "T2"),
@@ -148,6 +151,8 @@ def syndiff(directory: Path, slices_per_subject: int | None = None) -> Source:
         found = re.fullmatch(r"data_(train|val|validation|test)_(.+)", path.stem, re.IGNORECASE)
         split = splits[found[1].lower()] if found else None
         domain, subject = (found[2], split) if found else (path.stem, path.stem)
+        if not found and slices_per_subject is None:
+            split = "train"  # two subjects at most: there is nothing to divide
         scans += _cut(Scan(str(path), domain, str(subject), split), slices_per_subject)
     _require(scans, directory, "files such as data_train_T1.mat, or T1.mat")
     return Source(scans, _in_order(scan.domain for scan in scans))
@@ -162,9 +167,7 @@ def _cut(scan: Scan, length: int | None) -> Iterator[Scan]:
     count = len(read_volume(scan.path).array)
     for number, start in enumerate(range(0, count, length)):
         stop = min(start + length, count)
-        yield Scan(
-            scan.path, scan.domain, f"{scan.subject}-{number:03d}", scan.split, slices=(start, stop)
-        )
+        yield Scan(scan.path, scan.domain, f"{scan.subject}-{number:03d}", scan.split, slices=(start, stop))
 
 
 def brats(directory: Path) -> Source:
@@ -219,8 +222,8 @@ def _manifest_scan(row: Any, where: str, folder: Path) -> Scan:
     missing = [name for name in known[:3] if not values[name]]
     if missing:
         raise GalipError(f"{where}: {', '.join(missing)} is missing; every scan needs {', '.join(known[:3])}")
-    optional = {name: values[name] or None for name in known[3:]}
-    return Scan(str(folder / values["path"]), values["domain"], values["subject"], **optional)
+    split, group = (values[name] or None for name in known[3:])
+    return Scan(str(folder / values["path"]), values["domain"], values["subject"], split, group)
 
 
 def folders(directory: Path) -> Source:

@@ -59,8 +59,8 @@ def split_subjects(
     for split, size in sizes.items():
         if (exact and len(assigned[split]) != size) or not assigned[split]:
             raise GalipError(
-                f"splits: {split} gets {len(assigned[split])} subjects, expected {size}: the groups cannot be "
-                "divided so; give another seed, other counts or a split file"
+                f"splits: {split} gets {len(assigned[split])} subjects, expected {size}: the groups "
+                "cannot be divided so; give another seed, other counts or a split file"
             )
     return {split: sorted(its) for split, its in assigned.items()}
 
@@ -100,8 +100,8 @@ def read_splits(path: str | Path, subjects: Iterable[str]) -> dict[str, list[str
     Subjects that the file does not name are not used.
 
     Raises:
-        GalipError: not a readable file of that form, an unknown split, a subject in two splits, or one that is
-            not among `subjects`.
+        GalipError: not a readable file of that form, an unknown split, a subject in two splits, or one
+            that is not among `subjects`.
     """
     path = Path(path)
     try:
@@ -116,8 +116,8 @@ def read_splits(path: str | Path, subjects: Iterable[str]) -> dict[str, list[str
     absent = sorted(subject for _, subject in rows if subject not in set(subjects))
     if absent:
         raise GalipError(
-            f"{path}: names {len(absent)} subjects that were not found: {listing(absent)}; correct the names, "
-            "or take them out"
+            f"{path}: names {len(absent)} subjects that were not found: {listing(absent)}; correct the "
+            "names, or take them out"
         )
     return assigned
 
