@@ -1,1 +1,1 @@
-"""Raw public data to a table of slices: sources, registration, splits, checks, and the run that joins them."""
+"""Raw public data to a table of slices: sources, registration, splits, checks and the run."""

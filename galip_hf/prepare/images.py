@@ -1,7 +1,7 @@
 """A scan with its place in the world: what registration and resampling need beside the voxels.
 
-Arrays are (S, H, W) in display order, as in `galip_hf.data.volumes`. World coordinates here are LPS, in mm, the
-convention of DICOM and SimpleITK: +x is the patient's left, +y posterior, +z superior.
+Arrays are (S, H, W) in display order, as in `galip_hf.data.volumes`. World coordinates here are LPS, in mm,
+the convention of DICOM and SimpleITK: +x is the patient's left, +y posterior, +z superior.
 """
 
 from __future__ import annotations

@@ -3,8 +3,8 @@
 The layouts, as far as they are public:
 
 - IXI (brain-development.org): `IXI-T1/IXI002-Guys-0828-T1.nii.gz`, one tar file a contrast.
-- Gold Atlas male pelvis (Zenodo 583096): a folder a patient (`1_01_P`), its DICOM series mixed in it; the CT
-  that was deformed to the MR is the series whose description holds `CTtoMR`, and it is taken when it is there.
+- Gold Atlas male pelvis (Zenodo 583096): a folder a patient (`1_01_P`), its DICOM series mixed in it; the
+  CT that was deformed to the MR is the series whose description holds `CTtoMR`, and it is taken when it is there.
 - SynDiff: `data_train_T1.mat`, `data_val_T1.mat`, `data_test_T1.mat`; or one file a domain (`T1.mat`).
 - BraTS: `BraTS2021_00000/BraTS2021_00000_t1.nii.gz` (2018 to 2021), `BraTS-GLI-00000-000/…-t1n.nii.gz`.
 """
@@ -103,9 +103,7 @@ def gold_atlas(directory: Path) -> Source:
                 reason = f"{where}: neither T1 nor T2 in its description"
                 notes.append({"subject": patient.name, "domain": None, "reason": reason})
         scans += found.values()
-    _require(
-        scans, directory, "a folder a patient, such as 1_01_P, with DICOM series or NIfTI/MetaImage files"
-    )
+    _require(scans, directory, "a folder a patient, such as 1_01_P, with DICOM series, NIfTI or MetaImage")
     return Source(
         scans,
         ("CT", "T1", "T2"),
