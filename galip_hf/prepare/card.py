@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from ..data.table import SUMMARY_NAME, load_table
+from ..data.table import SUMMARY_NAME, load_table, quiet_unless_terminal
 from ..errors import GalipError
 from .describe import describe_summary
 from .splits import SPLITS_NAME
@@ -52,7 +52,8 @@ def push_table(directory: str | Path, repo_id: str, *, private: bool = True, tok
     tables = load_table(directory)
     text = card_text(directory, repo_id.rsplit("/", 1)[-1])
     try:
-        tables.push_to_hub(repo_id, private=private, token=token)
+        with quiet_unless_terminal():
+            tables.push_to_hub(repo_id, private=private, token=token)
         card = DatasetCard.load(repo_id, token=token)  # keeps the description of the columns that was pushed
         card.data.tags = ["medical", "image-to-image", "galip-hf"]
         card.text = text

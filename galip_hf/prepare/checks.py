@@ -9,7 +9,7 @@ import numpy as np
 from ..errors import GalipError
 from ..figures import save_montage
 
-LARGEST_SHIFT = 2.0  # mm: two voxels of a usual scan
+LARGEST_SHIFT = 2.0  # mm; or a voxel where that is larger
 _FEWEST_FOR_OUTLIERS = 5
 _OUTLIER_DEVIATIONS = 5.0  # scaled median absolute deviations below the median
 _PANELS = 12
@@ -55,9 +55,9 @@ def raw_duplicates(records: Records, split_of: Mapping[str, str]) -> list[str]:
                     continue
                 if split_of[other[0]] != split_of[subject]:
                     raise GalipError(
-                        f"leakage: slice {other[2]} of {other[0]!r} ({split_of[other[0]]}, {other[1]}) and slice "
-                        f"{position} of {subject!r} ({split_of[subject]}, {domain}) are byte-identical; they are "
-                        "the same scan, so give both one split (a group) or leave one out"
+                        f"leakage: slice {other[2]} of {other[0]!r} ({split_of[other[0]]}, {other[1]}), "
+                        f"slice {position} of {subject!r} ({split_of[subject]}, {domain}): byte-identical; "
+                        "they are the same scan, so give both one split (a group) or leave one out"
                     )
                 key = (other[0], other[1], subject, domain)
                 found[key] = found.get(key, 0) + 1
@@ -77,8 +77,9 @@ def registration_warnings(records: Records) -> list[str]:
         floor = median - _OUTLIER_DEVIATIONS * spread if len(values) >= _FEWEST_FOR_OUTLIERS else 0.0
         for subject, pair in sorted(pairs.items(), key=lambda item: -item[1]["distance_mm"]):
             reasons = []
-            if pair["distance_mm"] > LARGEST_SHIFT:
-                reasons.append(f"shifted by about {pair['distance_mm']:.1f} mm (limit {LARGEST_SHIFT:g})")
+            limit = max(LARGEST_SHIFT, *records[subject]["spacing"])
+            if pair["distance_mm"] > limit:
+                reasons.append(f"shifted by about {pair['distance_mm']:.1f} mm (limit {limit:.3g})")
             if pair["mutual_information"] < floor:
                 information = pair["mutual_information"]
                 reasons.append(f"mutual information {information:.3f} is far below the usual {median:.3f}")

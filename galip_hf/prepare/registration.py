@@ -12,6 +12,7 @@ from scipy import ndimage
 from skimage.metrics import normalized_mutual_information
 from skimage.registration import phase_cross_correlation
 
+from ..data.table import FOREGROUND_LEVEL
 from ..errors import GalipError
 from ..extras import require
 from .images import Grid, ScanImage, to_itk
@@ -126,9 +127,15 @@ class PairCheck:
 def check_pair(reference: np.ndarray, other: np.ndarray, spacing: tuple[float, float, float]) -> PairCheck:
     """Compare two (S, H, W) volumes in model space, contrasts aside.
 
-    The shift is where the edges (gradient magnitudes) correlate best. Large volumes are judged on their middle
-    slices, at half resolution or less.
+    The shift is where the edges (gradient magnitudes) correlate best. Large volumes are judged on their
+    middle slices, at half resolution or less.
     """
+    # Slices that one scan does not reach would draw the estimate along the axis of slices.
+    filled = [(volume > FOREGROUND_LEVEL).mean(axis=(1, 2)) for volume in (reference, other)]
+    shared = np.flatnonzero(np.minimum(*filled) > np.maximum(*filled) / 2)
+    if not len(shared):
+        return PairCheck((0.0, 0.0, 0.0), 1.0)
+    reference, other = (volume[shared[0] : shared[-1] + 1] for volume in (reference, other))
     middle = max(0, (len(reference) - _CHECKED_SLICES) // 2)
     stride = -(-max(reference.shape[1:]) // _CHECKED_SIZE)
     crops = [

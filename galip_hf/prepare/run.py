@@ -2,7 +2,7 @@
 
 Finished subjects wait in `.NAME.parts` beside the table, with a hash; a run that was killed takes up those
 that are whole and were made with the same settings from the same files. The folder goes when the table is
-there. The table's bytes depend on the scans, settings and split alone: not on workers, order or interruptions.
+there. The table's bytes depend on the scans, settings and split alone, not on workers or interruptions.
 """
 
 import hashlib
@@ -177,7 +177,7 @@ def _write_json(path: Path, value: Any) -> None:
 
 
 def _task(scans: list[Scan], settings: Settings, parts: Path) -> Task:
-    """A subject's work, with a key of all that it depends on: settings, scans, and the files' size and time."""
+    """A subject's work, with a key of what it depends on: settings, scans, the files' sizes and times."""
     states = []
     for scan in scans:
         path = Path(scan.path)

@@ -4,7 +4,7 @@ The layouts, as far as they are public:
 
 - IXI (brain-development.org): `IXI-T1/IXI002-Guys-0828-T1.nii.gz`, one tar file a contrast.
 - Gold Atlas male pelvis (Zenodo 583096): a folder a patient (`1_01_P`), its DICOM series mixed in it; the
-  CT that was deformed to the MR is the series whose description holds `CTtoMR`, and it is taken when it is there.
+  CT that was deformed to the MR (`CTtoMR` in its description) is taken when it is there.
 - SynDiff: `data_train_T1.mat`, `data_val_T1.mat`, `data_test_T1.mat`; or one file a domain (`T1.mat`).
 - BraTS: `BraTS2021_00000/BraTS2021_00000_t1.nii.gz` (2018 to 2021), `BraTS-GLI-00000-000/…-t1n.nii.gz`.
 """
@@ -47,6 +47,7 @@ class Source:
         domains: names, in the order of the model's labels.
         reference: the domain whose grid a subject's other scans are brought to; None: its first.
         registration: `rigid` or `header` (see `galip_hf.prepare.subjects`).
+        aligned: domains in register with the reference where they are on its grid (see there).
         slices: slices taken of each subject; None: all.
         complete: whether a subject must have every domain.
         paper_counts: the paper's split, train/validation/test, or None.
@@ -57,6 +58,7 @@ class Source:
     domains: tuple[str, ...]
     reference: str | None = None
     registration: str = "header"
+    aligned: tuple[str, ...] = ()
     slices: int | None = None
     complete: bool = False
     paper_counts: tuple[int, int, int] | None = None
@@ -77,6 +79,7 @@ def ixi(directory: Path) -> Source:
         ("T1", "T2", "PD"),
         reference="T2",
         registration="rigid",
+        aligned=("PD",),
         slices=100,
         complete=True,
         paper_counts=(25, 5, 10),
@@ -109,6 +112,7 @@ def gold_atlas(directory: Path) -> Source:
         ("CT", "T1", "T2"),
         reference="T2",
         registration="rigid",
+        aligned=("CT",),
         slices=90,
         complete=True,
         paper_counts=(9, 1, 4),
@@ -225,7 +229,7 @@ def _manifest_scan(row: Any, where: str, folder: Path) -> Scan:
 
 
 def folders(directory: Path) -> Source:
-    """A folder per domain; the file's name, suffix aside, is the subject (one name in two folders: a pair)."""
+    """A folder per domain; the file's name, suffix aside, the subject (one name in two folders: a pair)."""
     scans = []
     for folder in sorted(path for path in _directory(directory).iterdir() if path.is_dir()):
         for path in _files(folder, (*SUFFIXES, *ITK_SUFFIXES)):

@@ -3,7 +3,7 @@
 - Intensities: the window of the whole scan as read, by the domain's rule (`GalipImageProcessor`), as in
   `galip-hf translate`; the map is linear, so it is done before resampling.
 - Grid: that of the reference domain. `header` resamples the other scans onto it by the files' geometry;
-  `rigid` registers those on another grid first. A scan already on the grid is not touched.
+  `rigid` registers them first. A scan that is already in place is not touched.
 - Slices: those consecutive ones, of the number asked for, that hold most foreground in the reference.
 """
 
@@ -36,6 +36,8 @@ class Settings:
         image_size: side of the slices in the table.
         reference: domain whose grid is used; None: the subject's first.
         registration: `rigid` or `header`.
+        aligned: domains not registered when they are on the reference's grid: they were acquired with it
+            (IXI's PD) or deformed to it (Gold Atlas's CT).
         slices: number of slices; None: all.
         spacing: side of a pixel in mm; `fit`: the scan's own pixels, made square, or larger ones if its field
             of view would not fit; `native`: the scan's own, whatever they are.
@@ -46,6 +48,7 @@ class Settings:
     image_size: int = 256
     reference: str | None = None
     registration: str = "header"
+    aligned: tuple[str, ...] = ()
     slices: int | None = None
     spacing: float | str = "fit"
     seed: int = 0
@@ -126,14 +129,15 @@ def _on_grid(
     """The normalised scan on the target grid, and the parameters of the rigid map if there was one."""
     own, theirs = images[domain].grid, images[reference].grid
     transform = None
-    if not own.same_as(theirs):
-        if settings.registration == "rigid":
+    same = own.same_as(theirs)
+    if settings.registration == "rigid" and domain != reference:
+        if not (same and domain in settings.aligned):
             transform = register_rigid(images[reference], images[domain], settings.seed)
-        elif not (own.known and theirs.known):
-            raise GalipError(
-                f"{domain} is {own.shape} and {reference} {theirs.shape}, and the files have no geometry to "
-                "relate them; register them, or give unpaired scans different subjects"
-            )
+    elif not (same or own.known and theirs.known):
+        raise GalipError(
+            f"{domain} is {own.shape} and {reference} {theirs.shape}, and the files have no geometry to "
+            "relate them; register them, or give unpaired scans different subjects"
+        )
     if transform is None and own.same_as(grid):
         return normal.array, None
     array = resample(normal, grid, transform)
