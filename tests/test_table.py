@@ -201,3 +201,27 @@ def test_load_refuses_other_folders(tmp_path: Path) -> None:
     other.save_to_disk(tmp_path / "other")
     with pytest.raises(GalipError, match=r"train has columns \['text'\]"):
         load_table(tmp_path / "other")
+
+
+def test_an_identical_slice_in_two_splits_is_refused(volumes: list[SubjectVolume], tmp_path: Path) -> None:
+    array = volume("s7", "T1").array.copy()
+    array[2] = volumes[0].array[1]
+    copied = SubjectVolume(array, "T1", "s7", "test", first_slice=40)
+    message = r"'s1' \(train, T1, slice 1\) and 's7' \(test, T1, slice 42\) have a byte-identical slice"
+    with pytest.raises(GalipError, match=message):
+        write_table([*volumes, copied], tmp_path / "table", domains=DOMAINS, image_size=None)
+    assert not list(tmp_path.iterdir())
+    same_split = SubjectVolume(array, "T1", "s7", "train", first_slice=40)
+    written = write_table([*volumes, same_split], tmp_path / "table", domains=DOMAINS, image_size=None)
+    assert json.loads((written / "summary.json").read_text())["identical_slice_count"] == 1
+    assert load_table(written)["train"]["slice"][-3:] == [40, 41, 42]
+
+
+def test_the_same_volumes_give_the_same_bytes(volumes: list[SubjectVolume], tmp_path: Path) -> None:
+    folders = [
+        write_table(volumes, tmp_path / name, domains=DOMAINS, image_size=None) for name in ("one", "two")
+    ]
+    files = sorted(path.relative_to(folders[0]) for path in folders[0].rglob("*") if path.is_file())
+    assert len(files) >= 8
+    for file in files:
+        assert (folders[0] / file).read_bytes() == (folders[1] / file).read_bytes(), file

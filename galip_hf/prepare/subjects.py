@@ -133,7 +133,7 @@ def _on_grid(
     if settings.registration == "rigid" and domain != reference:
         if not (same and domain in settings.aligned):
             transform = register_rigid(images[reference], images[domain], settings.seed)
-    elif not (same or own.known and theirs.known):
+    elif not (same or (own.known and theirs.known)):
         raise GalipError(
             f"{domain} is {own.shape} and {reference} {theirs.shape}, and the files have no geometry to "
             "relate them; register them, or give unpaired scans different subjects"
