@@ -25,7 +25,6 @@ from . import phantom
 from .clip_backbone import BIOMED_CLIP, ClipBackbone
 from .configuration_galip import IXI_DOMAINS, GalipConfig
 from .data.paired import TableSubjects
-from .data.readers import read_volume
 from .data.sampling import UnpairedSlices
 from .data.table import SliceReader, SubjectVolume, domain_slices, load_table, write_table
 from .domain_statistics import DomainStatistics
@@ -35,6 +34,8 @@ from .files import atomic_write
 from .image_processing_galip import GalipImageProcessor
 from .inference import translate_slices
 from .modeling_galip import GalipForImageTranslation
+from .prepare.sources import Scan
+from .prepare.subjects import Settings, prepare_subject
 from .tiny_clip import build_tiny_clip, train_tiny_clip
 from .trainer import GalipTrainer, Validate
 from .training_args import GalipTrainingArguments
@@ -221,11 +222,18 @@ def phantom_volumes(
 
 
 def file_volumes(files: Sequence[FileRecipe], processor: GalipImageProcessor) -> Iterator[SubjectVolume]:
-    """Volumes read from files, each normalised by its domain's rule."""
+    """Volumes read from files as `galip-hf prepare` reads them, in their own pixels, subject by subject."""
+    settings = Settings(rules=processor.intensity_rules, spacing="native")
+    subjects: dict[tuple[str, str], list[Scan]] = {}
     for entry in files:
-        volume = read_volume(entry.path)
-        array = processor.normalize_volume(volume.array, entry.domain).pixel_values[:, 0]
-        yield SubjectVolume(np.asarray(array), entry.domain, entry.subject, entry.split)
+        its = subjects.setdefault((entry.subject, entry.split), [])
+        its.append(Scan(entry.path, entry.domain, entry.subject))
+    for (subject, split), scans in subjects.items():
+        prepared = prepare_subject(scans, settings)
+        for excluded in prepared.record["excluded"]:
+            raise GalipError(excluded["reason"])  # a recipe's files are named one by one: all are wanted
+        for domain, array in prepared.volumes.items():
+            yield SubjectVolume(array, domain, subject, split)
 
 
 def prepare_table(

@@ -70,6 +70,23 @@ def test_the_translation_of_a_scan(tmp_path: Path) -> None:
     assert not np.allclose(translated.get_fdata(), array)
 
 
+def test_the_preparation_of_ixi(tmp_path: Path) -> None:
+    pytest.importorskip("SimpleITK", reason="pip install 'galip-hf[prepare]'")
+    (tmp_path / "outputs").mkdir()
+    for index in range(40):  # the paper's 25, 5 and 10 subjects
+        subject = phantom.make_subject(index, size=80, slices=4)
+        for contrast in phantom.CONTRASTS:
+            path = tmp_path / f"IXI/IXI-{contrast}/IXI{index:03d}-Guys-{index:04d}-{contrast}.nii.gz"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            array = phantom.render(subject, contrast)
+            nib.Nifti1Image(array.transpose(2, 1, 0), np.diag([-2.5, -2.5, 8.0, 1.0])).to_filename(path)
+    prepare, inspect = commands("galip-hf prepare")[0], commands("galip-hf inspect")[0]
+    assert "train: 25 subjects" in run(prepare, tmp_path)
+    (tmp_path / "examples").unlink()
+    assert "test: 10 subjects" in run(inspect, tmp_path)
+    assert (tmp_path / "outputs/ixi.png").is_file()
+
+
 @pytest.mark.parametrize("start", ["python examples/train.py", "accelerate launch"])
 def test_the_training_commands(tmp_path: Path, start: str) -> None:
     (command,) = commands(start)

@@ -198,7 +198,7 @@ def _run_table(arguments: argparse.Namespace, backbone: "ClipBackbone | None") -
 
 
 def _load(source: str, device: str) -> "GalipForImageTranslation":
-    from .translate import load_model
+    from ..pipeline import load_model
 
     model = load_model(source)[0]
     model.to(device)  # type: ignore[arg-type]  # transformers wraps the method and hides its argument
