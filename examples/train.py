@@ -6,6 +6,7 @@ accelerate launch examples/train.py --config examples/configs/phantom.yaml
 
 import argparse
 import logging
+import signal
 import sys
 
 from galip_hf.cli import quiet_libraries
@@ -25,10 +26,13 @@ def main() -> int:
     quiet_libraries()
     try:
         recipe = load_recipe(arguments.config, arguments.overrides)
-        run_recipe(recipe)
+        stopped_by = run_recipe(recipe).stopped_by
     except GalipError as error:
         print(f"train.py: {error}", file=sys.stderr)
         return 2
+    if stopped_by:
+        print(f"train.py: {stopped_by}; go on with training.resume=true", file=sys.stderr)
+        return 128 + signal.Signals[stopped_by]  # as a shell tells it
     print(f"model: {recipe.training.output_path / 'model'}")
     return 0
 

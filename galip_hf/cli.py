@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from transformers.utils.logging import disable_progress_bar
 
-from .commands import convert, translate
+from .commands import add_domain, convert, translate
 from .errors import GalipError
 from .version import __version__
 
@@ -17,7 +17,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for command in (translate, convert):
+    for command in (translate, convert, add_domain):
         command.add_parser(commands)
     return parser
 

@@ -138,6 +138,59 @@ def save_montage(
     return _save(figure, path)
 
 
+def save_grid(
+    rows: Sequence[Sequence[np.ndarray | None]],
+    path: str | os.PathLike[str],
+    *,
+    row_labels: Sequence[str],
+    column_labels: Sequence[str],
+) -> Path:
+    """A table of slices in gray, 0 to 1, with a heading for each column and a label for each row.
+
+    Args:
+        rows: each with one (H, W) slice a column, or None for an empty place; all slices of one shape.
+        path: the PNG file to write; folders are made, an existing file is replaced.
+        row_labels: one a row.
+        column_labels: one a column.
+
+    Raises:
+        GalipError: labels and slices do not fit, or `path` does not end in .png.
+    """
+    path = _checked_path(path)
+    shapes = {np.shape(image) for row in rows for image in row if image is not None}
+    if len(shapes) != 1 or len(rows) != len(row_labels) or {len(row) for row in rows} != {len(column_labels)}:
+        raise GalipError(
+            f"rows: got {len(rows)} of {[len(row) for row in rows]} slices with shapes {sorted(shapes)}; "
+            f"expected {len(row_labels)} of {len(column_labels)}, of one shape"
+        )
+    ((slice_height, slice_width),) = shapes
+    height = PANEL * slice_height / slice_width
+    width = ROW_LABEL + len(column_labels) * (PANEL + GAP) - GAP + MARGIN
+    figure = _figure(width, ROW_TITLE + len(rows) * (height + GAP) + MARGIN, None)
+    for row, (images, label) in enumerate(zip(rows, row_labels, strict=True)):
+        top = ROW_TITLE + row * (height + GAP)
+        label = _shorten(label, height)
+        _text(
+            figure,
+            ROW_LABEL / 2,
+            top + height / 2,
+            label,
+            fontsize=8.5,
+            rotation=90,
+            ha="center",
+            va="center",
+        )
+        for column, image in enumerate(images):
+            if image is not None:
+                _show_image(
+                    _panel(figure, ROW_LABEL + column * (PANEL + GAP), top, PANEL, height, None), image
+                )
+    for column, label in enumerate(column_labels):
+        left = ROW_LABEL + column * (PANEL + GAP) + PANEL / 2
+        _text(figure, left, ROW_TITLE / 2, _shorten(label, PANEL), fontsize=8.5, ha="center", va="center")
+    return _save(figure, path)
+
+
 def save_loss_curves(history: Sequence[Mapping[str, Any]], path: str | os.PathLike[str]) -> Path:
     """One small panel per logged quantity over the steps; long curves faint, their running mean on top.
 

@@ -22,6 +22,7 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers import initialization as init
+from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.utils import ModelOutput
 
 from .configuration_galip import GalipConfig
@@ -177,7 +178,7 @@ class GalipSpatialTransformer(nn.Module):
         return hidden_states + self.projection_out(tokens)
 
 
-class GalipBlock(nn.Module):
+class GalipBlock(GradientCheckpointingLayer):
     """A residual block and, at the rates that have attention, a spatial transformer."""
 
     def __init__(self, config: GalipConfig, in_channels: int, out_channels: int, rate: int) -> None:
@@ -248,7 +249,7 @@ class GalipDecoderLevel(nn.Module):
         return hidden_states
 
 
-class GalipMiddle(nn.Module):
+class GalipMiddle(GradientCheckpointingLayer):
     """Residual block, spatial transformer, residual block at the coarsest resolution."""
 
     def __init__(self, config: GalipConfig, channels: int) -> None:
@@ -272,6 +273,7 @@ class GalipPreTrainedModel(PreTrainedModel):
     main_input_name = "pixel_values"
     input_modalities = ["image"]  # noqa: RUF012 (as transformers declares it)
     _supports_sdpa = True
+    supports_gradient_checkpointing = True
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:

@@ -446,3 +446,27 @@ def test_what_the_targets_share_is_computed_once() -> None:
 
 def test_the_default_model_shares_its_two_finest_levels() -> None:
     assert GalipConfig().shared_levels == 2
+
+
+def test_activation_checkpointing_gives_the_same_gradients_for_less_memory() -> None:
+    model = filled_model(tiny_config()).train()
+    image = torch.rand(2, 1, 32, 32, generator=torch.Generator().manual_seed(0)).requires_grad_()
+
+    def gradients() -> tuple[list[torch.Tensor], int]:
+        sizes: dict[int, int] = {}  # of the storages that the graph keeps for its backward pass
+
+        def keep(tensor: torch.Tensor) -> torch.Tensor:
+            sizes[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+            loss = model(image, torch.tensor([0, 2])).translation.square().mean()
+        total = sum(sizes.values())
+        return list(torch.autograd.grad(loss, [image, *model.parameters()])), total
+
+    plain, plain_bytes = gradients()
+    model.activation_checkpointing_enable()
+    saving, saving_bytes = gradients()
+    for expected, found in zip(plain, saving, strict=True):
+        torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-6)
+    assert saving_bytes < 0.6 * plain_bytes
