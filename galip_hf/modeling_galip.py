@@ -62,6 +62,28 @@ class GalipTarget:
     prompt: Mapping[nn.Module, KeysAndValues]
 
 
+class GalipGroupNorm(nn.GroupNorm):
+    """GroupNorm, in float32 at least: under autocast and with weights of a lower precision too."""
+
+    def forward(self, hidden_states: Tensor) -> Tensor:
+        """(B, C, H, W) -> (B, C, H, W), of the input's type."""
+        precise = torch.promote_types(hidden_states.dtype, torch.float32)
+        weight, bias = self.weight.to(precise), self.bias.to(precise)
+        normalized = F.group_norm(hidden_states.to(precise), self.num_groups, weight, bias, self.eps)
+        return normalized.to(hidden_states.dtype)
+
+
+class GalipLayerNorm(nn.LayerNorm):
+    """LayerNorm, in float32 at least."""
+
+    def forward(self, hidden_states: Tensor) -> Tensor:
+        """(B, N, width) -> (B, N, width), of the input's type."""
+        precise = torch.promote_types(hidden_states.dtype, torch.float32)
+        weight, bias = self.weight.to(precise), self.bias.to(precise)
+        normalized = F.layer_norm(hidden_states.to(precise), self.normalized_shape, weight, bias, self.eps)
+        return normalized.to(hidden_states.dtype)
+
+
 class GalipResidualBlock(nn.Module):
     """GroupNorm, SiLU, convolution, label added, GroupNorm, SiLU, convolution; a skip over all.
 
@@ -78,10 +100,10 @@ class GalipResidualBlock(nn.Module):
     ) -> None:
         super().__init__()
         self.resample = resample
-        self.norm_in = nn.GroupNorm(config.norm_groups, in_channels, eps=1e-5)
+        self.norm_in = GalipGroupNorm(config.norm_groups, in_channels, eps=1e-5)
         self.conv_in = nn.Conv2d(in_channels, out_channels, 3, padding=1)
         self.label_projection = nn.Linear(config.label_width, out_channels)
-        self.norm_out = nn.GroupNorm(config.norm_groups, out_channels, eps=1e-5)
+        self.norm_out = GalipGroupNorm(config.norm_groups, out_channels, eps=1e-5)
         self.conv_out = nn.Conv2d(out_channels, out_channels, 3, padding=1)
         self.skip = nn.Conv2d(in_channels, out_channels, 1) if in_channels != out_channels else nn.Identity()
 
@@ -140,11 +162,11 @@ class GalipTransformerBlock(nn.Module):
     def __init__(self, config: GalipConfig, width: int) -> None:
         super().__init__()
         hidden_width = width * config.feed_forward_multiplier
-        self.norm_self = nn.LayerNorm(width)
+        self.norm_self = GalipLayerNorm(width)
         self.self_attention = GalipAttention(config, width)
-        self.norm_cross = nn.LayerNorm(width)
+        self.norm_cross = GalipLayerNorm(width)
         self.cross_attention = GalipAttention(config, width, config.prompt_states_shape[1])
-        self.norm_feed_forward = nn.LayerNorm(width)
+        self.norm_feed_forward = GalipLayerNorm(width)
         self.feed_forward_in = nn.Linear(width, 2 * hidden_width)
         self.feed_forward_out = nn.Linear(hidden_width, width)
 
@@ -162,7 +184,7 @@ class GalipSpatialTransformer(nn.Module):
 
     def __init__(self, config: GalipConfig, channels: int) -> None:
         super().__init__()
-        self.norm = nn.GroupNorm(config.norm_groups, channels, eps=1e-6)
+        self.norm = GalipGroupNorm(config.norm_groups, channels, eps=1e-6)
         self.projection_in = nn.Conv2d(channels, channels, 1)
         self.blocks = nn.ModuleList(
             GalipTransformerBlock(config, channels) for _ in range(config.transformer_depth)
@@ -365,7 +387,7 @@ class GalipForImageTranslation(GalipPreTrainedModel):
             skip_channels = [skips.pop() for _ in range(config.blocks_per_level + 1)]
             self.decoder.append(GalipDecoderLevel(config, level, width, skip_channels))
             width = channels[level]
-        self.norm_out = nn.GroupNorm(config.norm_groups, width, eps=1e-5)
+        self.norm_out = GalipGroupNorm(config.norm_groups, width, eps=1e-5)
         self.conv_out = nn.Conv2d(width, 1, 3, padding=1)
         self.register_buffer("prompt_states", torch.zeros(len(config.domains), *config.prompt_states_shape))
         self._has_prompts = False

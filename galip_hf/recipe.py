@@ -24,6 +24,7 @@ import yaml
 from . import phantom
 from .clip_backbone import BIOMED_CLIP, ClipBackbone
 from .configuration_galip import IXI_DOMAINS, GalipConfig
+from .data.paired import TableSubjects
 from .data.readers import read_volume
 from .data.sampling import UnpairedSlices
 from .data.table import SliceReader, SubjectVolume, domain_slices, load_table, write_table
@@ -349,9 +350,11 @@ def make_config(recipe: Recipe, backbone: ClipBackbone) -> GalipConfig:
 
 
 def make_validation(table: datasets.DatasetDict, domains: Sequence[str]) -> Validate | None:
-    """A function that scores a model on the validation subjects of all domains; None if there are none."""
-    subjects = _paired_subjects(table["validation"], domains) if "validation" in table else []
-    if not subjects:
+    """A function that scores a model on the paired validation subjects; None if there are none."""
+    if "validation" not in table:
+        return None
+    subjects = TableSubjects(table["validation"], domains)
+    if not subjects.paired:
         return None
     training_slices = {domain: domain_slices(table["train"], domain, limit=100) for domain in domains}
 
@@ -363,27 +366,11 @@ def make_validation(table: datasets.DatasetDict, domains: Sequence[str]) -> Vali
             domains=domains,
         )
         cells = report["protocols"]["fixed"]["masked"]["directions"]
-        scores = {f"psnr {direction}": cell["psnr"] for direction, cell in cells.items()}
+        # A direction that no subject has is left out.
+        scores = {f"psnr {direction}": cell["psnr"] for direction, cell in cells.items() if cell["n"]}
         return {"psnr": float(np.mean(list(scores.values()))), **scores}
 
     return validate
-
-
-def _paired_subjects(table: datasets.Dataset, domains: Sequence[str]) -> list[dict[str, np.ndarray]]:
-    """Volumes by domain of each subject whose slices are there in every domain."""
-    reader, names = SliceReader(table), table.features["domain"].names
-    found: dict[str, dict[int, dict[str, int]]] = {}
-    columns = zip(table["subject"], table["slice"], table["domain"], strict=True)
-    for row, (subject, number, label) in enumerate(columns):
-        found.setdefault(subject, {}).setdefault(number, {})[names[label]] = row
-    subjects = []
-    for slices in found.values():
-        complete = [slices[number] for number in sorted(slices) if set(domains) <= set(slices[number])]
-        if complete:
-            subjects.append(
-                {domain: np.stack([reader[rows[domain]] for rows in complete]) for domain in domains}
-            )
-    return subjects
 
 
 def run_recipe(recipe: Recipe) -> GalipTrainer:

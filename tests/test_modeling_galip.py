@@ -17,6 +17,7 @@ from transformers import AutoConfig, AutoImageProcessor, AutoModelForImageToImag
 
 from galip_hf import GalipConfig, GalipError, GalipForImageTranslation, GalipImageProcessor
 from galip_hf.clip_backbone import ClipBackbone
+from galip_hf.modeling_galip import GalipGroupNorm, GalipLayerNorm
 
 
 def images(*shape: int, seed: int = 0) -> Tensor:
@@ -382,6 +383,30 @@ print(tuple(translation.shape), sorted(unwanted & set(sys.modules)))
     assert run.stdout.strip() == "(1, 1, 8, 8) []"
 
 
+def test_activation_checkpointing_gives_the_same_gradients_for_less_memory() -> None:
+    model = filled_model(tiny_config()).train()
+    image = torch.rand(2, 1, 32, 32, generator=torch.Generator().manual_seed(0)).requires_grad_()
+
+    def gradients() -> tuple[list[torch.Tensor], int]:
+        sizes: dict[int, int] = {}  # of the storages that the graph keeps for its backward pass
+
+        def keep(tensor: torch.Tensor) -> torch.Tensor:
+            sizes[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+            loss = model(image, torch.tensor([0, 2])).translation.square().mean()
+        total = sum(sizes.values())
+        return list(torch.autograd.grad(loss, [image, *model.parameters()])), total
+
+    plain, plain_bytes = gradients()
+    model.activation_checkpointing_enable()
+    saving, saving_bytes = gradients()
+    for expected, found in zip(plain, saving, strict=True):
+        torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-6)
+    assert saving_bytes < 0.6 * plain_bytes
+
+
 # Several targets at once
 
 SHARING = {  # levels whose GroupNorm has one channel a group, up to the first attention: derived by hand
@@ -448,25 +473,28 @@ def test_the_default_model_shares_its_two_finest_levels() -> None:
     assert GalipConfig().shared_levels == 2
 
 
-def test_activation_checkpointing_gives_the_same_gradients_for_less_memory() -> None:
-    model = filled_model(tiny_config()).train()
-    image = torch.rand(2, 1, 32, 32, generator=torch.Generator().manual_seed(0)).requires_grad_()
+@pytest.mark.parametrize("precision", [torch.bfloat16, torch.float16])
+def test_norms_are_computed_in_float32_under_autocast(precision: torch.dtype) -> None:
+    """Values whose squares leave float16, and whose differences leave bfloat16."""
+    x = 1000 + torch.randn(1, 8, 16, 16, generator=torch.Generator().manual_seed(0)).to(precision).float()
+    norm = GalipGroupNorm(4, 8)
+    layer_norm = GalipLayerNorm(16)
+    with torch.autocast("cpu", dtype=precision):
+        found, found_layer = norm(x.to(precision)), layer_norm(x.to(precision))
+    assert found.dtype == found_layer.dtype == precision
+    rounded = x.to(precision).double()
+    expected = torch.nn.functional.group_norm(rounded, 4, eps=1e-5)
+    torch.testing.assert_close(found.double(), expected, rtol=1e-2, atol=1e-2)
+    expected_layer = torch.nn.functional.layer_norm(rounded, (16,), eps=1e-5)
+    torch.testing.assert_close(found_layer.double(), expected_layer, rtol=1e-2, atol=1e-2)
 
-    def gradients() -> tuple[list[torch.Tensor], int]:
-        sizes: dict[int, int] = {}  # of the storages that the graph keeps for its backward pass
 
-        def keep(tensor: torch.Tensor) -> torch.Tensor:
-            sizes[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
-            return tensor
-
-        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-            loss = model(image, torch.tensor([0, 2])).translation.square().mean()
-        total = sum(sizes.values())
-        return list(torch.autograd.grad(loss, [image, *model.parameters()])), total
-
-    plain, plain_bytes = gradients()
-    model.activation_checkpointing_enable()
-    saving, saving_bytes = gradients()
-    for expected, found in zip(plain, saving, strict=True):
-        torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-6)
-    assert saving_bytes < 0.6 * plain_bytes
+@pytest.mark.parametrize("precision", [torch.bfloat16, torch.float16])
+def test_a_translation_under_autocast_is_near_the_one_in_float32(precision: torch.dtype) -> None:
+    model = filled_model(tiny_config())
+    x = torch.rand(2, 1, 24, 24, generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        expected = model(x, "T2").translation
+        with torch.autocast("cpu", dtype=precision):
+            found = model(x, "T2").translation
+    assert (found.float() - expected).square().mean().sqrt() < 0.05 * expected.std()

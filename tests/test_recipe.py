@@ -241,7 +241,7 @@ def test_phantom_seeds_are_distinct() -> None:
 
 def test_end_to_end(tmp_path: Path) -> None:
     path = write(tmp_path / "recipe.yaml", tiny_recipe(tmp_path / "run"))
-    model = run_recipe(load_recipe(path))
+    model: Any = run_recipe(load_recipe(path)).ema.module
     table = load_table(tmp_path / "run" / "table")
     contrasts = {
         name: {
@@ -261,6 +261,8 @@ def test_end_to_end(tmp_path: Path) -> None:
 
     loaded = GalipForImageTranslation.from_pretrained(tmp_path / "run" / "model")
     assert loaded.config.prompts == [phantom.PROMPTS[contrast] for contrast in phantom.CONTRASTS]
+    statistics = GalipImageProcessor.from_pretrained(tmp_path / "run" / "model").statistics
+    assert sorted(statistics) == sorted(phantom.CONTRASTS)
     assert torch.equal(loaded.prompt_states, model.prompt_states)
     processor = GalipImageProcessor.from_pretrained(tmp_path / "run" / "model")
     volume = phantom.render(phantom.make_subject(5, size=32, slices=2), "T1")
