@@ -268,15 +268,21 @@ class _TableVolumes(Sequence[np.ndarray]):
 
 
 def measure_statistics(table: datasets.Dataset, domains: Sequence[str]) -> dict[str, DomainStatistics]:
-    """Statistics of each domain's slices in a table, subject by subject in the table's order."""
+    """Statistics of each domain's slices in a table, subject by subject in the table's order.
+
+    A domain with too few slices for them is left out: inputs cannot be compared with it.
+    """
     reader, names = SliceReader(table), table.features["domain"].names
     rows: dict[str, dict[str, list[int]]] = {domain: {} for domain in domains}
     for row, (subject, label) in enumerate(zip(table["subject"], table["domain"], strict=True)):
         rows[names[label]].setdefault(subject, []).append(row)
-    return {
-        domain: DomainStatistics.measure(_TableVolumes(reader, list(volumes.values())))
-        for domain, volumes in rows.items()
-    }
+    statistics = {}
+    for domain, volumes in rows.items():
+        try:
+            statistics[domain] = DomainStatistics.measure(_TableVolumes(reader, list(volumes.values())))
+        except GalipError as error:
+            logger.warning("%s: no statistics of its training slices are kept (%s)", domain, error)
+    return statistics
 
 
 # CLIP
