@@ -106,3 +106,16 @@ def test_the_recipe_for_own_data(tmp_path: Path) -> None:
 @pytest.mark.parametrize("path", sorted((ROOT / "examples" / "configs").glob("*.yaml")), ids=lambda p: p.name)
 def test_the_recipes_of_the_repository(path: Path) -> None:
     assert load_recipe(path).training.max_steps > 0
+
+
+def test_the_command_of_the_page_on_translation(tmp_path: Path) -> None:
+    page = (ROOT / "docs" / "translate.md").read_text(encoding="utf-8")
+    (tmp_path / "scans").mkdir()
+    for number in range(2):
+        array = phantom.render(phantom.make_subject(number, slices=3), "T1").transpose(2, 1, 0)
+        nib.Nifti1Image(array, np.eye(4)).to_filename(tmp_path / "scans" / f"{number}.nii.gz")
+    (command,) = re.findall(r"^galip-hf translate .*", page, flags=re.MULTILINE)
+    run(command, tmp_path)
+    assert (
+        len(list((tmp_path / "translated").iterdir())) == 12
+    )  # scan, map and report; two scans, two targets
