@@ -4,6 +4,8 @@ import argparse
 import sys
 from collections.abc import Sequence
 
+from transformers.utils.logging import disable_progress_bar
+
 from .commands import add_domain, convert, translate
 from .errors import GalipError
 from .version import __version__
@@ -20,9 +22,16 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+def quiet_libraries() -> None:
+    """Switch off the progress bars of transformers and huggingface_hub where nobody watches, as ours are."""
+    if not sys.stderr.isatty():
+        disable_progress_bar()
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code."""
     arguments = _parser().parse_args(argv)
+    quiet_libraries()
     try:
         arguments.run(arguments)
     except GalipError as error:

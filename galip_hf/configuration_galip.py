@@ -175,6 +175,10 @@ class GalipConfig(PreTrainedConfig):
     def _own_keys(cls) -> list[str]:
         return [name for name in cls.__annotations__ if name != "model_type"]
 
+    def own_values(self) -> dict[str, Any]:
+        """The fields of this class, without those of transformers; a deep copy."""
+        return {name: copy.deepcopy(getattr(self, name)) for name in self._own_keys()}
+
     @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
         """As in `PreTrainedConfig`, but overrides are validated and unused keyword arguments are an error."""

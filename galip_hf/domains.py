@@ -1,6 +1,5 @@
 """A trained generator grows by a domain, without a change of what it does for the old ones."""
 
-import copy
 from typing import Any
 
 import torch
@@ -36,7 +35,7 @@ def add_domain(
             or a backbone whose prompt states have other widths than the model's.
     """
     old = model.config
-    values = {name: copy.deepcopy(getattr(old, name)) for name in GalipConfig._own_keys()}
+    values = old.own_values()
     config = GalipConfig(**{**values, "domains": [*values["domains"], domain]})
     features = backbone.encode_prompts([domain["prompt"]])
     pooled = old.text_conditioning == "pooled"
@@ -53,7 +52,8 @@ def add_domain(
     weights["prompt_states"] = torch.cat([weights["prompt_states"], states.to(weights["prompt_states"])])
     grown = GalipForImageTranslation(config)
     grown.load_state_dict(weights)
-    return grown.to(device=labels.device, dtype=labels.dtype).train(model.training)
+    grown.to(labels)  # type: ignore[call-overload]
+    return grown.train(model.training)
 
 
 __all__ = ["add_domain"]

@@ -354,8 +354,8 @@ def _paired_subjects(table: datasets.Dataset, domains: Sequence[str]) -> list[di
     return subjects
 
 
-def run_recipe(recipe: Recipe) -> GalipForImageTranslation:
-    """Prepare the data, load the CLIP model, train; returns the model that `output_dir/model` holds."""
+def run_recipe(recipe: Recipe) -> GalipTrainer:
+    """Prepare the data, load the CLIP model, train; returns the trainer, `train` having ended."""
     from accelerate import PartialState
     from accelerate.utils import set_seed
 
@@ -374,7 +374,8 @@ def run_recipe(recipe: Recipe) -> GalipForImageTranslation:
     )
     validate = make_validation(table, config.domain_names) if recipe.training.validation_steps else None
     trainer = GalipTrainer(model, processor, backbone, recipe.training, dataset, validate)
-    return trainer.train()
+    trainer.train()
+    return trainer
 
 
 __all__ = ["Recipe", "load_recipe", "run_recipe"]

@@ -6,6 +6,7 @@ from then on. Accelerate's tracker classes do the talking.
 
 import json
 import logging
+import math
 import os
 import resource
 import sys
@@ -135,6 +136,29 @@ class StepRecord:
         self._waiting = 0.0
         self._since = time.perf_counter()
 
+    def state_dict(self) -> dict[str, Any]:
+        """The steps since the last entry, plain values: a resumed run logs what an unbroken one would."""
+        return {
+            "values": [
+                {
+                    group: {name: float(value) for name, value in named.items()}
+                    for group, named in values.items()
+                }
+                for values in self._values
+            ]
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any], device: torch.device) -> None:
+        """Go on from `state_dict()`; times start anew."""
+        self._reset()
+        self._values = [
+            {
+                group: {name: torch.tensor(value, device=device) for name, value in named.items()}
+                for group, named in values.items()
+            }
+            for values in state["values"]
+        ]
+
     def waited(self, seconds: float) -> None:
         """Count time spent waiting for data."""
         self._waiting += seconds
@@ -160,12 +184,12 @@ class StepRecord:
         """
         names = [(group, name) for group, values in self._values[0].items() for name in values]
         stacked = torch.stack(
-            [
-                torch.stack([values[group][name] for values in self._values]).float().mean()
-                for group, name in names
-            ]
+            [torch.stack([values[group][name] for values in self._values]).float() for group, name in names]
         )
-        means = reduce(stacked).tolist()  # the one place that waits for the device
+        # Of the steps whose value is finite: the others were skipped.
+        stacked = torch.where(stacked.isfinite(), stacked, torch.nan).nanmean(dim=1)
+        # The one place that waits for the device. JSON has no NaN.
+        means = [value if math.isfinite(value) else None for value in reduce(stacked).tolist()]
         seconds = time.perf_counter() - self._since
         entry: dict[str, Any] = {"step": step}
         for (group, name), mean in zip(names, means, strict=True):

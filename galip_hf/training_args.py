@@ -31,10 +31,11 @@ class GalipTrainingArguments:
     """What a run of `GalipTrainer` needs to know. The defaults are the paper's where it states them.
 
     Args:
-        output_dir: receives `model/` (EMA weights, for use), `checkpoint/` (for resuming) and `log.jsonl`.
+        output_dir: receives `model/` (EMA weights, for use), `checkpoints/` (for resuming) and `log.jsonl`.
         max_steps: optimiser steps of the generator.
         batch_size: pairs of unpaired images a step and process; each is translated both ways.
         learning_rate, discriminator_learning_rate: of Adam.
+        gradient_accumulation_steps: batches whose gradients make up one step, exactly as one larger batch.
         adam_betas: of Adam, both networks.
         warmup_steps: steps over which the learning rate rises linearly to its full value.
         constant_fraction: share of the steps at the full learning rate; it then falls to zero.
@@ -42,6 +43,9 @@ class GalipTrainingArguments:
         loss_weights: see `GalipLossWeights`.
         paired_share: where `loss_weights.paired` is above 0, the fraction of the items that are registered
             pairs (one subject and slice in two domains); the others stay unpaired.
+        max_gradient_norm: gradients of either network are scaled down to this norm; 0 is no limit.
+        max_skipped_steps: steps in a row with non-finite losses or gradients after which training stops;
+            one of them is skipped.
         ema_decay: of the generator's moving average, an update; warmed up.
         ema_half_life_images: in place of `ema_decay`: after so many training images, of all processes
             together, a weight's share in the average has halved. So it does not depend on the batch.
@@ -51,6 +55,7 @@ class GalipTrainingArguments:
         mixed_precision: `no`, `bf16` or `fp16`.
         num_workers: processes that load data.
         logging_steps, validation_steps, checkpoint_steps: how often, in steps; 0 is never.
+        total_limit: checkpoints kept.
         report_to: trackers besides `log.jsonl`: `tensorboard`, `wandb`, `trackio`.
         project: what W&B and Trackio file the run under.
         metric_for_best: name of a validation figure; the model that does best by it is kept in
@@ -58,7 +63,7 @@ class GalipTrainingArguments:
         early_stopping_patience: stop after so many validations in a row without a better one; 0 is never.
         torch_compile: compile the generator, where there is a compiler.
         gradient_checkpointing: recompute the generator's blocks in the backward pass, to save memory.
-        resume: continue from `output_dir/checkpoint` if it exists.
+        resume: continue from the latest of `output_dir/checkpoints`, if there is one.
 
     Raises:
         GalipError: a value out of range.
@@ -67,6 +72,7 @@ class GalipTrainingArguments:
     output_dir: str
     max_steps: int = 100_000
     batch_size: int = 4
+    gradient_accumulation_steps: int = 1
     learning_rate: float = 2e-4
     discriminator_learning_rate: float = 2e-4
     adam_betas: tuple[float, float] = (0.5, 0.99)
@@ -75,6 +81,8 @@ class GalipTrainingArguments:
     learning_rate_decay: str = "linear"
     loss_weights: GalipLossWeights = field(default_factory=GalipLossWeights)
     paired_share: float = 0.25
+    max_gradient_norm: float = 0.0
+    max_skipped_steps: int = 10
     ema_decay: float = 0.99
     ema_half_life_images: float | None = None
     horizontal_flip: bool = False
@@ -85,6 +93,7 @@ class GalipTrainingArguments:
     logging_steps: int = 50
     validation_steps: int = 0
     checkpoint_steps: int = 1000
+    total_limit: int = 2
     report_to: tuple[str, ...] = ()
     project: str = "galip-hf"
     metric_for_best: str | None = None
@@ -100,6 +109,9 @@ class GalipTrainingArguments:
             "learning_rate",
             "discriminator_learning_rate",
             "logging_steps",
+            "gradient_accumulation_steps",
+            "max_skipped_steps",
+            "total_limit",
         )
         not_negative = (
             "seed",
@@ -108,6 +120,7 @@ class GalipTrainingArguments:
             "checkpoint_steps",
             "warmup_steps",
             "early_stopping_patience",
+            "max_gradient_norm",
         )
         for name in positive:
             if not getattr(self, name) > 0:

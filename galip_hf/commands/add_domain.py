@@ -80,7 +80,7 @@ def _add_domain(arguments: argparse.Namespace) -> None:
     grown = add_domain(model, domain, ClipBackbone.from_pretrained(arguments.clip), like=arguments.like)
     with atomic_write(output) as temporary:
         grown.save_pretrained(temporary)
-        GalipImageProcessor.from_config(grown.config).save_pretrained(temporary)
+        GalipImageProcessor(grown.config.domains).save_pretrained(temporary)
     print(
         f"{output}: domains {', '.join(grown.config.domain_names)}. {arguments.name} is untrained: train on "
         f"with training.initial_model={output}"

@@ -190,6 +190,7 @@ class UnpairedSlices(torch.utils.data.Dataset):
         if len(domains) < 2 or len(set(domains)) != len(domains):
             raise GalipError(f"domains: found {list(domains)}; expected at least two different names")
         self._reader = SliceReader(table)
+        self._table = table.select_columns(["subject", "slice"])
         self._rows_of_domain = [domain_rows(table, domain) for domain in domains]
         for domain, rows in zip(domains, self._rows_of_domain, strict=True):
             if not len(rows):
@@ -223,6 +224,11 @@ class UnpairedSlices(torch.utils.data.Dataset):
             )
             self._plan = (epoch, drawn)
         return self._plan[1]
+
+    def subject_and_slice(self, row: int) -> str:
+        """What a row of the table shows, for messages."""
+        entry = self._table[row]
+        return f"{entry['subject']} slice {entry['slice']}"
 
     def __len__(self) -> int:
         return self._length
