@@ -61,7 +61,7 @@ def open_stream(source: str, split: str, revision: str | None = None) -> dataset
 
 @dataclass(frozen=True)
 class _Slice:
-    """One row: its image (H, W), what it shows, and its number in the stream of its consumer."""
+    """One row: its image (H, W), what it shows, and its number in its volume."""
 
     image: np.ndarray
     subject: str
@@ -71,7 +71,8 @@ class _Slice:
 class StreamedSlices(torch.utils.data.IterableDataset):
     """Items as those of `UnpairedSlices`, from a stream; the process's share of an epoch.
 
-    Items have `subject_a`, `slice_a`, … in place of row numbers. Call `set_epoch` before each epoch.
+    `row_a` and `row_b` are text, "SUBJECT slice NUMBER": a stream has no row numbers. Call
+    `set_epoch` before each epoch.
 
     Args:
         stream: rows of a table; not shuffled or divided yet.
@@ -127,6 +128,10 @@ class StreamedSlices(torch.utils.data.IterableDataset):
         """Choose the epoch, from 0, of the next iteration; the items of an epoch are always the same."""
         self._epoch.fill_(epoch)
 
+    def subject_and_slice(self, row: str) -> str:
+        """What a row shows, for messages."""
+        return row
+
     def __len__(self) -> int:
         return self._length
 
@@ -149,7 +154,7 @@ class StreamedSlices(torch.utils.data.IterableDataset):
                 torch.from_numpy(image[None].copy()), rng, changes_intensity=not self._keeps_intensity[label]
             )
             item[f"domain_{letter}"] = label
-            item[f"subject_{letter}"], item[f"slice_{letter}"] = drawn.subject, drawn.number
+            item[f"row_{letter}"] = f"{drawn.subject} slice {drawn.number}"
         return item
 
     def _draws(
