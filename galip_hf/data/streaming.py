@@ -31,7 +31,6 @@ from ..errors import GalipError
 from .table import COLUMNS
 
 _ROWS_PER_READ = 16
-_SUBJECT_TRIALS = 16
 # A domain with fewer slices at hand than this part of an equal share keeps those it has.
 _SCARCE = 0.5
 
@@ -185,12 +184,7 @@ class StreamedSlices(torch.utils.data.IterableDataset):
         first = int(rng.choice(len(pools), p=sizes / sizes.sum()))
         others = np.where(np.arange(len(pools)) == first, 0, sizes)
         second = int(rng.choice(len(pools), p=others / others.sum()))
-        place = int(rng.integers(len(pools[first])))
-        places = [place, 0]
-        for _ in range(_SUBJECT_TRIALS):
-            places[1] = int(rng.integers(len(pools[second])))
-            if pools[second][places[1]].subject != pools[first][place].subject:
-                break
+        places = self._places(pools[first], pools[second], rng)
         pair = []
         for label, position in zip((first, second), places, strict=True):
             pool = pools[label]
@@ -200,10 +194,24 @@ class StreamedSlices(torch.utils.data.IterableDataset):
                 pool.pop()
         return pair
 
+    @staticmethod
+    def _places(first: list[_Slice], second: list[_Slice], rng: np.random.Generator) -> tuple[int, int]:
+        """Positions of two slices of different subjects; of one subject where the pools hold no other."""
+        place = int(rng.integers(len(first)))
+        order = rng.permutation(len(second))
+        for other in order:  # nearly always the first one
+            if second[other].subject != first[place].subject:
+                return place, int(other)
+        for place, candidate in enumerate(first):
+            if candidate.subject != second[order[0]].subject:
+                return place, int(order[0])
+        return place, int(order[0])
+
     def _rows(self, seeds: list[int], consumer: int, consumers: int) -> Iterator[tuple[int, _Slice]]:
         """(label, slice) of the consumer's rows, files in random order."""
         seed = int(np.random.default_rng(seeds).integers(2**31))
-        shuffled = self._stream.shuffle(seed=seed, buffer_size=1)  # the order of the files: pools do the rest
+        # The order of the files alone: the pools do the rest.
+        shuffled = self._stream.shuffle(seed=seed, buffer_size=1, max_buffer_input_shards=1)
         # `iter` and not `__iter__`, which would divide among the workers a second time.
         for rows in split_dataset_by_node(shuffled, consumer, consumers).iter(batch_size=_ROWS_PER_READ):
             images = rows.column("pixel_values").combine_chunks()
