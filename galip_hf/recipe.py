@@ -25,15 +25,17 @@ import yaml
 from . import phantom
 from .clip_backbone import BIOMED_CLIP, ClipBackbone
 from .configuration_galip import IXI_DOMAINS, GalipConfig
-from .data.readers import read_volume
 from .data.sampling import UnpairedSlices
 from .data.streaming import StreamedSlices, open_stream
-from .data.table import SubjectVolume, load_table, write_table
+from .data.table import SliceReader, SubjectVolume, load_table, write_table
+from .domain_statistics import DomainStatistics
 from .domains import load_heads
 from .errors import GalipError
 from .files import atomic_write
 from .image_processing_galip import GalipImageProcessor
 from .modeling_galip import GalipForImageTranslation
+from .prepare.sources import Scan
+from .prepare.subjects import Settings, prepare_subject
 from .tiny_clip import build_tiny_clip, train_tiny_clip
 from .trainer import GalipTrainer
 from .training_args import GalipTrainingArguments
@@ -236,11 +238,18 @@ def phantom_volumes(
 
 
 def file_volumes(files: Sequence[FileRecipe], processor: GalipImageProcessor) -> Iterator[SubjectVolume]:
-    """Volumes read from files, each normalised by its domain's rule."""
+    """Volumes read from files as `galip-hf prepare` reads them, in their own pixels, subject by subject."""
+    settings = Settings(rules=processor.intensity_rules, spacing="native")
+    subjects: dict[tuple[str, str], list[Scan]] = {}
     for entry in files:
-        volume = read_volume(entry.path)
-        array = processor.normalize_volume(volume.array, entry.domain).pixel_values[:, 0]
-        yield SubjectVolume(np.asarray(array), entry.domain, entry.subject, entry.split)
+        its = subjects.setdefault((entry.subject, entry.split), [])
+        its.append(Scan(entry.path, entry.domain, entry.subject))
+    for (subject, split), scans in subjects.items():
+        prepared = prepare_subject(scans, settings)
+        for excluded in prepared.record["excluded"]:
+            raise GalipError(excluded["reason"])  # a recipe's files are named one by one: all are wanted
+        for domain, array in prepared.volumes.items():
+            yield SubjectVolume(array, domain, subject, split)
 
 
 def prepare_table(
@@ -259,6 +268,31 @@ def prepare_table(
         directory.parent.mkdir(parents=True, exist_ok=True)
         write_table(volumes, directory, domains=config.domain_names, image_size=config.image_size)
     return load_table(directory)
+
+
+class _TableVolumes(Sequence[np.ndarray]):
+    """Volumes of a table, read when asked for."""
+
+    def __init__(self, reader: SliceReader, rows: list[list[int]]) -> None:
+        self.reader, self.rows = reader, rows
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: Any) -> Any:
+        return np.stack([self.reader[row] for row in self.rows[index]])
+
+
+def measure_statistics(table: datasets.Dataset, domains: Sequence[str]) -> dict[str, DomainStatistics]:
+    """Statistics of each domain's slices in a table, subject by subject in the table's order."""
+    reader, names = SliceReader(table), table.features["domain"].names
+    rows: dict[str, dict[str, list[int]]] = {domain: {} for domain in domains}
+    for row, (subject, label) in enumerate(zip(table["subject"], table["domain"], strict=True)):
+        rows[names[label]].setdefault(subject, []).append(row)
+    return {
+        domain: DomainStatistics.measure(_TableVolumes(reader, list(volumes.values())))
+        for domain, volumes in rows.items()
+    }
 
 
 # CLIP
@@ -414,6 +448,8 @@ def run_recipe(recipe: Recipe) -> GalipTrainer:
         config = initial_config(recipe) if training.initial_model else make_config(recipe, backbone)
         processor = GalipImageProcessor.from_config(config)
         table = None if recipe.data.streaming else prepare_table(recipe, processor, config)
+        if table is not None:
+            processor.set_statistics(measure_statistics(table["train"], config.domain_names))
         validate = make_validation(recipe, table, config, processor, backbone)
     set_seed(training.seed)
     model = (

@@ -1,4 +1,4 @@
-"""Whole runs with a recipe's options: one seed for all, streams, the best model, training on with old heads."""
+"""Whole runs with a recipe's options: one seed for all, streams, the best model, old heads kept."""
 
 import hashlib
 import json
