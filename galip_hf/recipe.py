@@ -28,6 +28,7 @@ from .configuration_galip import IXI_DOMAINS, GalipConfig
 from .data.sampling import UnpairedSlices
 from .data.streaming import StreamedSlices, open_stream
 from .data.table import SliceReader, SubjectVolume, load_table, write_table
+from .distributed import process_state
 from .domain_statistics import DomainStatistics
 from .domains import load_heads
 from .errors import GalipError
@@ -389,8 +390,6 @@ def make_dataset(
     recipe: Recipe, table: datasets.DatasetDict | None, config: GalipConfig, processor: GalipImageProcessor
 ) -> UnpairedSlices | StreamedSlices:
     """The training items: of a table, or where there is none, of the recipe's stream."""
-    from accelerate import PartialState
-
     training = recipe.training
     options: dict[str, Any] = {
         "domains": config.domain_names,
@@ -406,7 +405,7 @@ def make_dataset(
     assert stream is not None  # for the type checker: a recipe has one source
     if training.loss_weights.paired:
         raise GalipError("data.streaming: a stream has no registered pairs; set loss_weights.paired to 0")
-    state = PartialState()
+    state = process_state()
     # Every worker gives as many whole batches as the others.
     unit = training.batch_size * max(1, training.num_workers)
     return StreamedSlices(
@@ -445,11 +444,10 @@ def make_validation(
 
 def run_recipe(recipe: Recipe) -> GalipTrainer:
     """Prepare the data, load the CLIP model, train; returns the trainer, `train` having ended."""
-    from accelerate import PartialState
     from accelerate.utils import set_seed
 
     training = recipe.training
-    with PartialState().main_process_first():
+    with process_state().main_process_first():
         backbone = load_backbone(recipe)
         config = initial_config(recipe) if training.initial_model else make_config(recipe, backbone)
         processor = GalipImageProcessor.from_config(config)

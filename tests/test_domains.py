@@ -27,7 +27,10 @@ FLAIR: dict[str, Any] = {
 def old_model(tmp_path: Path) -> Path:
     model = filled_model(tiny_config())
     model.save_pretrained(tmp_path / "old")
-    GalipImageProcessor.from_config(model.config).save_pretrained(tmp_path / "old")
+    processor = GalipImageProcessor.from_config(model.config)
+    slices = np.random.default_rng(0).random((8, 32, 32), dtype=np.float32)
+    processor.set_statistics({"T1": DomainStatistics.measure([slices])})
+    processor.save_pretrained(tmp_path / "old")
     return tmp_path / "old"
 
 
@@ -52,6 +55,8 @@ def test_the_command_leaves_the_old_domains_bit_identical(
     processor = GalipImageProcessor.from_pretrained(output)
     assert processor.intensity_rules["FLAIR"] == FLAIR["intensity"]
     assert processor.fixed_window("CT") == (-1000.0, 1000.0)
+    assert processor.domain_statistics == GalipImageProcessor.from_pretrained(old_model).domain_statistics
+    assert set(processor.domain_statistics) == {"T1"}
 
 
 def test_the_new_rows_are_those_of_its_prompt_and_its_model(tiny_backbone: ClipBackbone) -> None:

@@ -1,4 +1,4 @@
-"""Whole runs with options of a recipe: one seed for all, streams, the best model, old heads kept."""
+"""Whole runs with a recipe's options: one seed for all, streams, the best model, old heads kept."""
 
 import hashlib
 import json
