@@ -78,9 +78,12 @@ def _add_domain(arguments: argparse.Namespace) -> None:
     }
     model = GalipForImageTranslation.from_pretrained(arguments.model)
     grown = add_domain(model, domain, ClipBackbone.from_pretrained(arguments.clip), like=arguments.like)
+    processor = GalipImageProcessor.from_config(grown.config)
+    # What the old domains' training slices were like is still true; nothing is known of the new one's.
+    processor.domain_statistics = GalipImageProcessor.from_pretrained(arguments.model).domain_statistics
     with atomic_write(output) as temporary:
         grown.save_pretrained(temporary)
-        GalipImageProcessor(grown.config.domains).save_pretrained(temporary)
+        processor.save_pretrained(temporary)
     print(
         f"{output}: domains {', '.join(grown.config.domain_names)}. {arguments.name} is untrained: train on "
         f"with training.initial_model={output}"
