@@ -28,6 +28,7 @@ from .configuration_galip import IXI_DOMAINS, GalipConfig
 from .data.sampling import UnpairedSlices
 from .data.streaming import StreamedSlices, open_stream
 from .data.table import SliceReader, SubjectVolume, load_table, write_table
+from .distributed import process_state
 from .domain_statistics import DomainStatistics
 from .domains import load_heads
 from .errors import GalipError
@@ -284,15 +285,21 @@ class _TableVolumes(Sequence[np.ndarray]):
 
 
 def measure_statistics(table: datasets.Dataset, domains: Sequence[str]) -> dict[str, DomainStatistics]:
-    """Statistics of each domain's slices in a table, subject by subject in the table's order."""
+    """Statistics of each domain's slices in a table, subject by subject in the table's order.
+
+    A domain with too few slices for them is left out: inputs cannot be compared with it.
+    """
     reader, names = SliceReader(table), table.features["domain"].names
     rows: dict[str, dict[str, list[int]]] = {domain: {} for domain in domains}
     for row, (subject, label) in enumerate(zip(table["subject"], table["domain"], strict=True)):
         rows[names[label]].setdefault(subject, []).append(row)
-    return {
-        domain: DomainStatistics.measure(_TableVolumes(reader, list(volumes.values())))
-        for domain, volumes in rows.items()
-    }
+    statistics = {}
+    for domain, volumes in rows.items():
+        try:
+            statistics[domain] = DomainStatistics.measure(_TableVolumes(reader, list(volumes.values())))
+        except GalipError as error:
+            logger.warning("%s: no statistics of its training slices are kept (%s)", domain, error)
+    return statistics
 
 
 # CLIP
@@ -383,8 +390,6 @@ def make_dataset(
     recipe: Recipe, table: datasets.DatasetDict | None, config: GalipConfig, processor: GalipImageProcessor
 ) -> UnpairedSlices | StreamedSlices:
     """The training items: of a table, or where there is none, of the recipe's stream."""
-    from accelerate import PartialState
-
     training = recipe.training
     options: dict[str, Any] = {
         "domains": config.domain_names,
@@ -400,7 +405,7 @@ def make_dataset(
     assert stream is not None  # for the type checker: a recipe has one source
     if training.loss_weights.paired:
         raise GalipError("data.streaming: a stream has no registered pairs; set loss_weights.paired to 0")
-    state = PartialState()
+    state = process_state()
     # Every worker gives as many whole batches as the others.
     unit = training.batch_size * max(1, training.num_workers)
     return StreamedSlices(
@@ -439,11 +444,10 @@ def make_validation(
 
 def run_recipe(recipe: Recipe) -> GalipTrainer:
     """Prepare the data, load the CLIP model, train; returns the trainer, `train` having ended."""
-    from accelerate import PartialState
     from accelerate.utils import set_seed
 
     training = recipe.training
-    with PartialState().main_process_first():
+    with process_state().main_process_first():
         backbone = load_backbone(recipe)
         config = initial_config(recipe) if training.initial_model else make_config(recipe, backbone)
         processor = GalipImageProcessor.from_config(config)

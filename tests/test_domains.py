@@ -126,3 +126,15 @@ def test_intensity_rules_are_parsed() -> None:
     for text in ("none:1", "percentile", "percentile:a:b", "median:1:2"):
         with pytest.raises(GalipError, match="expected percentile:LOWER:UPPER"):
             parse_intensity(text)
+
+
+def test_the_command_keeps_the_statistics_of_the_old_domains(
+    old_model: Path, clip_directory: Path, tmp_path: Path
+) -> None:
+    processor = GalipImageProcessor.from_pretrained(old_model)
+    slices = np.random.default_rng(0).random((4, 32, 32), dtype=np.float32)
+    processor.set_statistics({"T1": DomainStatistics.measure([slices])})
+    processor.save_pretrained(old_model)
+    assert main(command(old_model, clip_directory, tmp_path / "new")) == 0
+    kept = GalipImageProcessor.from_pretrained(tmp_path / "new")
+    assert kept.domain_statistics == processor.domain_statistics

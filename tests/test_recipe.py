@@ -264,6 +264,8 @@ def test_end_to_end(tmp_path: Path) -> None:
 
     loaded = GalipForImageTranslation.from_pretrained(tmp_path / "run" / "model")
     assert loaded.config.prompts == [phantom.PROMPTS[contrast] for contrast in phantom.CONTRASTS]
+    statistics = GalipImageProcessor.from_pretrained(tmp_path / "run" / "model").statistics
+    assert sorted(statistics) == sorted(phantom.CONTRASTS)
     assert torch.equal(loaded.prompt_states, model.prompt_states)
     processor = GalipImageProcessor.from_pretrained(tmp_path / "run" / "model")
     volume = phantom.render(phantom.make_subject(5, size=32, slices=2), "T1")

@@ -79,8 +79,7 @@ def _add_domain(arguments: argparse.Namespace) -> None:
     model = GalipForImageTranslation.from_pretrained(arguments.model)
     grown = add_domain(model, domain, ClipBackbone.from_pretrained(arguments.clip), like=arguments.like)
     processor = GalipImageProcessor(grown.config.domains)
-    # What the old domains' training slices were like is still true; nothing is known of the new one's.
-    processor.domain_statistics = GalipImageProcessor.from_pretrained(arguments.model).domain_statistics
+    processor.set_statistics(GalipImageProcessor.from_pretrained(arguments.model).statistics)
     with atomic_write(output) as temporary:
         grown.save_pretrained(temporary)
         processor.save_pretrained(temporary)
