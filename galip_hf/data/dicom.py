@@ -25,7 +25,7 @@ from galip_hf.extras import require
 SUFFIXES = (".dcm", ".dicom", ".ima")
 GEOMETRY = ("ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing")
 PATIENT_TAGS = (
-    *("SpecificCharacterSet", "PatientName", "PatientID", "IssuerOfPatientID", "PatientBirthDate"),
+    *("PatientName", "PatientID", "IssuerOfPatientID", "PatientBirthDate"),
     *("PatientSex", "PatientAge", "PatientSize", "PatientWeight", "StudyDate", "StudyTime", "StudyID"),
     *("StudyDescription", "AccessionNumber", "ReferringPhysicianName"),
 )

@@ -16,6 +16,7 @@ import numpy as np
 from PIL import Image
 
 from galip_hf.data import dicom
+from galip_hf.data.derived_dicom import write_dicom_series
 from galip_hf.data.readers import (
     SUFFIXES,
     check_axis_of_array,
@@ -222,4 +223,4 @@ def write_scan(volumes: Sequence[Volume] | Volume, path: str | Path, *, overwrit
     return write_series([volumes] if isinstance(volumes, Volume) else volumes, path, overwrite=overwrite)
 
 
-__all__ = ["ScanSource", "find_scans", "read_scan", "write_scan"]
+__all__ = ["ScanSource", "find_scans", "read_scan", "write_dicom_series", "write_scan"]
