@@ -166,7 +166,7 @@ def _common(source: Any, description: str, modality: str | None, keep_patient_ta
         setattr(new, tag, old if keep_patient_tags and old else generate_uid(entropy_srcs=[_RUN, str(old)]))
     if not keep_patient_tags:
         new.PatientIdentityRemoved = "YES"
-        new.DeidentificationMethod = "galip_hf: new UIDs, geometry kept, all else of the source left out"
+        new.DeidentificationMethod = "galip_hf: new UIDs, only geometry of the source kept"
     new.SeriesInstanceUID = generate_uid()
     new.SeriesNumber = None
     new.Modality = modality

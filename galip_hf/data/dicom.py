@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from typing import Any
 import nibabel as nib
 import numpy as np
 
+from galip_hf.data.decoding import PixelDecoder
 from galip_hf.data.readers import check_announced, check_file, corrupt_as_error
 from galip_hf.data.volumes import Volume, checked_float32, nifti_layout, nifti_spacing
 from galip_hf.errors import GalipError
@@ -145,11 +146,12 @@ def read_series(files: Sequence[Path], *, axis: str | None = None) -> Volume:
     name = str(files[0] if len(files) == 1 else _common_folder(files))
     headers: list[Any] = []
     images: list[np.ndarray] = []
-    for file in files:
-        for header, image in _read_frames(file):
-            headers.append(header)
-            images.append(image)
-            _check_same(headers[0], header, images[0], image, file)
+    with PixelDecoder() as decoder:
+        for file in files:
+            for header, image in _read_frames(file, decoder):
+                headers.append(header)
+                images.append(image)
+                _check_same(headers[0], header, images[0], image, file)
     order, step = _sorted_slices(headers, name)
     headers = [headers[index] for index in order]
     voxels = np.stack([images[index] for index in order]).transpose(2, 1, 0)
@@ -159,7 +161,7 @@ def read_series(files: Sequence[Path], *, axis: str | None = None) -> Volume:
     return Volume(array=layout.arrange(voxels), path=Path(name), spacing=nifti_spacing(layout), source=layout)
 
 
-def _read_frames(path: Path) -> list[tuple[Any, np.ndarray]]:
+def _read_frames(path: Path, decoder: PixelDecoder) -> list[tuple[Any, np.ndarray]]:
     """For each frame of a file, what is kept of its header and its values (rows, columns) float32."""
     pydicom = require("pydicom", "dicom")
     from pydicom.pixels import apply_modality_lut
@@ -168,7 +170,8 @@ def _read_frames(path: Path) -> list[tuple[Any, np.ndarray]]:
     with corrupt_as_error(path), _quiet():
         dataset = pydicom.dcmread(path, force=path.name.lower().endswith(SUFFIXES))
         _check_image(dataset, path)
-        stored = dataset.pixel_array
+        compressed = dataset.file_meta.TransferSyntaxUID.is_encapsulated
+        stored = decoder.decode(path) if compressed else dataset.pixel_array
         frames = []
         count = int(dataset.get("NumberOfFrames") or 1)
         for number, image in enumerate(stored.reshape(count, *stored.shape[-2:])):
@@ -256,6 +259,11 @@ def _kept(dataset: Any, groups: dict[str, Any], path: Path, number: int) -> Any:
         for tag in tags:
             if group in groups and tag in groups[group]:
                 kept[tag] = groups[group][tag]
+    for tag in ("SliceThickness", "SpacingBetweenSlices"):  # of use, but not needed
+        with suppress(ValueError, TypeError):
+            if np.isfinite(_numbers(kept, tag)).all():
+                continue
+        del kept[tag]
     if int(dataset.get("NumberOfFrames") or 1) > 1:
         kept.ReferencedFrameNumber = number + 1
     for tag, length in zip(GEOMETRY, (3, 6, 2), strict=True):

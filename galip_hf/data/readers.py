@@ -191,7 +191,10 @@ def _nifti_content(path: Path) -> tuple[bytes, nib.Nifti1Header]:
         raise GalipError(
             f"{path}: truncated, {len(content)} of the {needed} bytes its header announces; copy it again"
         )
-    return content, header_class.from_fileobj(io.BytesIO(content), check=False)
+    header = header_class.from_fileobj(io.BytesIO(content), check=False)
+    with nib.imageglobals.LoggingOutputSuppressor():
+        header.copy().check_fix()  # raises what nibabel would raise when the header is written again
+    return content, header
 
 
 def nifti_image_volumes(image: Any, axis: str | None) -> list[Volume]:
@@ -317,6 +320,7 @@ def _choose_variable(
     path: Path, variable: str | None, names: list[str], shapes: dict[str, tuple[int, ...]]
 ) -> str:
     """`variable`, `data_fs`, or the only array in `shapes` (the numeric ones) that can be an image."""
+    names = [name if name.isprintable() else repr(name) for name in names]
     if variable is not None or MATLAB_VARIABLE in names:
         wanted = MATLAB_VARIABLE if variable is None else variable
         if wanted in names:

@@ -145,7 +145,8 @@ def _nifti_image(volumes: Sequence[Volume]) -> nib.Nifti1Image:
         if len(volumes) > 1:
             data = np.stack([part.to_source_array() for part in volumes], axis=-1)
             data = data.reshape(header.get_data_shape())
-        image = (nib.Nifti2Image if nifti2 else nib.Nifti1Image)(data, volume.source.affine, header)
+        with nib.imageglobals.LoggingOutputSuppressor():
+            image = (nib.Nifti2Image if nifti2 else nib.Nifti1Image)(data, volume.source.affine, header)
     image.header["descrip"] = DESCRIPTION.encode("ascii")
     return image
 
