@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 from fuzz_files import run, valid_files
 
-SEEDS = range(40)
-SEEDS_COMPRESSED = range(6)  # a crash of the decoder costs the start of a new one
+SEEDS = range(80)
+SEEDS_COMPRESSED = range(8)  # a crash of the decoder costs the start of a new one
 COMPRESSED = ("jpeg.dcm", "j2k.dcm", "rle.dcm")
 
 

@@ -125,8 +125,8 @@ def test_images_of_nibabel(kind: type, tmp_path: Path) -> None:
 
 
 def test_an_affine_given_beside_a_header_counts(tmp_path: Path) -> None:
-    old = nib.Nifti1Image(stack(4, 5, 3), np.eye(4))
-    image = nib.Nifti1Image(old.dataobj, np.diag([2.0, 2, 2, 1]), old.header)
+    image = nib.Nifti1Image(stack(4, 5, 3), np.eye(4))
+    image.affine[:3, :3] *= 2
     assert read_scan(image)[0].spacing == (2.0, 2.0, 2.0)
     np.testing.assert_array_equal(image.header.get_best_affine(), np.eye(4))  # the caller's is as it was
 
@@ -229,7 +229,7 @@ def test_one_volume_of_a_series_is_a_file_of_its_own(tmp_path: Path) -> None:
         ("sizeof_hdr", 100, "does not start with 348 or 540"),
         ("vox_offset", np.nan, "cannot be read"),
         ("vox_offset", 1e30, "truncated or corrupt"),
-        ("qform_code", 99, "cannot be read"),
+        ("qform_code", 99, "the qform_code 99 does not exist"),
     ],
 )
 def test_broken_headers(field: str, value: object, expected: str, tmp_path: Path, capfd) -> None:
@@ -238,7 +238,7 @@ def test_broken_headers(field: str, value: object, expected: str, tmp_path: Path
     header.set_sform(np.eye(4), 0 if field == "qform_code" else 1)
     header["vox_offset"], header["magic"] = 352, b"n+1"
     header[field] = value
-    (tmp_path / "a.nii").write_bytes(header.binaryblock + bytes(4 + 3 * 2 * 3 * 4 * 4))
+    (tmp_path / "a.nii").write_bytes(header.binaryblock + bytes(1000))
     message = refused(tmp_path / "a.nii")
     assert expected in message and message.startswith(str(tmp_path / "a.nii"))
     assert capfd.readouterr() == ("", "")  # nibabel's own remarks are held back
@@ -329,7 +329,7 @@ def test_nifti_comes_back_on_the_same_header(
     data=hnp.arrays(
         np.float32,
         hnp.array_shapes(min_dims=2, max_dims=3, min_side=1, max_side=6),
-        elements=st.floats(-1e30, 1e30, width=32),
+        elements=st.floats(-(2.0**90), 2.0**90, width=32),
     ),
     suffix=st.sampled_from([".npy", ".npz", ".mat", ".nii", ".nii.gz"]),
 )

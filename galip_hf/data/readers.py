@@ -9,6 +9,7 @@ import gzip
 import io
 import math
 import os
+import warnings
 import zipfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -340,7 +341,8 @@ def _choose_variable(
 
 
 def _read_png(path: Path) -> np.ndarray:
-    with corrupt_as_error(path):
+    with corrupt_as_error(path), warnings.catch_warnings():
+        warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # the next check is stricter
         content = path.read_bytes()
         with Image.open(io.BytesIO(content), formats=("PNG",)) as image:
             bit_depth, colour_type = content[24], content[25]  # of the IHDR chunk, which always comes first

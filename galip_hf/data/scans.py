@@ -71,6 +71,8 @@ def find_scans(paths: Iterable[str | os.PathLike[str]]) -> list[ScanSource]:
         every = _files(root)
         files = [file for file in every if file.resolve() not in seen]
         seen.update(file.resolve() for file in files)
+        if every and not files:
+            continue
         here = _scans_of(root, files)
         if not here and len(files) == len(every):
             raise GalipError(f"{root}: no scans in this folder; expected DICOM or {', '.join(SUFFIXES)}")

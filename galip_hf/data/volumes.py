@@ -223,6 +223,9 @@ def _checked_affine(header: nib.Nifti1Header, rank: int, name: str) -> np.ndarra
     sizes = [float(size) for size in header["pixdim"][1 : 1 + rank]]
     if not all(np.isfinite(size) and size != 0 for size in sizes):
         raise GalipError(f"{name}: the voxel size {sizes} (pixdim) has a zero or is not finite; correct it")
+    for form in ("qform_code", "sform_code"):
+        if int(header[form]) not in nib.nifti1.xform_codes.value_set():
+            raise GalipError(f"{name}: the {form} {int(header[form])} does not exist in NIfTI; correct it")
     affine = header.get_best_affine()
     if not np.isfinite(affine).all():
         raise GalipError(
