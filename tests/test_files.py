@@ -1,7 +1,13 @@
 """Writing whole or not at all."""
 
+import os
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from galip_hf import GalipError
@@ -51,3 +57,104 @@ def test_a_missing_package_prints_the_line_that_installs_it() -> None:
     assert require("json", "dicom").dumps([]) == "[]"
     with pytest.raises(GalipError, match=r"pip install 'galip-hf\[dicom\]'"):
         require("no_such_module", "dicom")
+
+
+ROOT = Path(__file__).resolve().parent.parent
+WRITER = """
+import sys, time
+from galip_hf.files import atomic_write
+with atomic_write(sys.argv[1]) as temporary:
+    temporary.write_text("half")
+    print("writing", flush=True)
+    time.sleep(60)
+"""
+# A volume of 8 million random voxels takes gzip a good while.
+SCAN_WRITER = """
+import sys
+import numpy as np
+from galip_hf.data.volumes import Volume
+from galip_hf.data.writers import write_volume
+volume = Volume.from_array(np.random.default_rng(1).random((200, 200, 200), dtype=np.float32))
+print("writing", flush=True)
+write_volume(volume, sys.argv[1], overwrite=True)
+print("written", flush=True)
+"""
+
+
+def started(program: str, path: Path) -> subprocess.Popen[str]:
+    """A process that has said `writing`."""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    process = subprocess.Popen(
+        [sys.executable, "-c", program, str(path)], stdout=subprocess.PIPE, text=True, env=environment
+    )
+    assert process.stdout is not None and process.stdout.readline() == "writing\n"
+    return process
+
+
+def kill(process: subprocess.Popen[str]) -> None:
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(entry.name for entry in folder.iterdir())
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs SIGKILL and flock")
+def test_what_a_killed_run_leaves_goes_with_the_next_and_live_runs_are_spared(tmp_path: Path) -> None:
+    path = tmp_path / "scan.nii"
+    killed, alive = started(WRITER, path), started(WRITER, path)
+    other = started(WRITER, tmp_path / "other.nii")
+    try:
+        kill(killed)
+        assert len(names(tmp_path)) == 3 and not path.exists()
+        with atomic_write(path) as temporary:
+            temporary.write_text("whole")
+        assert path.read_text() == "whole"
+        left = names(tmp_path)
+        assert len(left) == 3 and left[0].startswith(".other.nii.") and left[1].startswith(".scan.nii.")
+        kill(alive)
+        kill(other)
+        with atomic_write(path) as temporary:
+            temporary.write_text("again")
+        assert [name for name in names(tmp_path) if "scan" in name] == ["scan.nii"]
+        assert names(tmp_path)[0].startswith(".other.nii.")  # until other.nii is written again
+    finally:
+        for process in (killed, alive, other):
+            kill(process)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs SIGKILL and flock")
+@pytest.mark.parametrize("seconds", [0.02, 0.2, 0.6])
+def test_a_scan_killed_in_the_middle_is_absent_and_the_next_run_whole(seconds: float, tmp_path: Path) -> None:
+    from galip_hf.data.volumes import Volume
+    from galip_hf.data.writers import write_volume
+
+    path = tmp_path / "scan.nii.gz"
+    process = started(SCAN_WRITER, path)
+    time.sleep(seconds)
+    kill(process)
+    assert not path.exists()  # gzip had not finished; a machine fast enough for that would show a whole file
+    write_volume(Volume.from_array(np.ones((2, 3, 4), dtype=np.float32)), path)
+    assert names(tmp_path) == ["scan.nii.gz"]
+
+
+def test_folders_that_only_look_alike_are_left_alone(tmp_path: Path) -> None:
+    full, file = tmp_path / ".a.txt.abcdefgh", tmp_path / ".a.txt.12345678"
+    full.mkdir()
+    (full / "precious").touch()
+    file.touch()
+    with atomic_write(tmp_path / "a.txt") as temporary:
+        temporary.write_text("new")
+    assert (full / "precious").exists() and file.exists()
+
+
+def test_a_run_killed_between_the_two_renames_of_a_folder_loses_nothing(tmp_path: Path) -> None:
+    stale = tmp_path / ".a.abcdefgh"
+    for name in ("a", ".galip-replaced"):
+        (stale / name).mkdir(parents=True)
+        (stale / name / name).touch()
+    (stale / ".galip-lock").touch()
+    with pytest.raises(RuntimeError), atomic_write(tmp_path / "a"):
+        raise RuntimeError
+    assert names(tmp_path) == ["a"] and names(tmp_path / "a") == ["a"]
