@@ -156,3 +156,10 @@ def test_a_run_killed_between_the_two_renames_of_a_folder_loses_nothing(tmp_path
     with pytest.raises(RuntimeError), atomic_write(tmp_path / "a"):
         raise RuntimeError
     assert names(tmp_path) == ["a"] and names(tmp_path / "a") == ["a"]
+
+
+def test_messages_are_one_line_whatever_they_quote() -> None:
+    assert (
+        str(GalipError("a.mat: no variable 'x\r\n\x1b[2J\u2028y' → b"))
+        == "a.mat: no variable 'x   [2J y' → b"
+    )
