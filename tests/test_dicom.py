@@ -297,3 +297,23 @@ def test_truncated_and_garbled_files(tmp_path: Path) -> None:
     assert "0 bytes" in refused(paths[1])
     paths[1].write_bytes(b"no DICOM at all" * 50)
     assert "DICOM without an image" in refused(paths[1]) or "cannot be read" in refused(paths[1])
+
+
+@pytest.mark.parametrize("derived", [False, True])
+def test_itk_sees_the_same_values_at_the_same_places(derived: bool, tmp_path: Path) -> None:
+    """SimpleITK reads DICOM through GDCM, with nothing of ours in between; it speaks LPS+."""
+    SimpleITK = pytest.importorskip("SimpleITK")
+    write_series(tmp_path / "ct", orientation=OBLIQUE)
+    (volume,) = read_scan(tmp_path / "ct")
+    folder = tmp_path / "ct"
+    if derived:
+        folder = write_dicom_series(volume.with_array(volume.array + 0.5), tmp_path / "out", description="m")
+    reader = SimpleITK.ImageSeriesReader()
+    reader.SetFileNames(reader.GetGDCMSeriesFileNames(str(folder)))
+    image = reader.Execute()
+    values = hounsfield() + (0.5 if derived else 0)
+    span = float(values.max() - values.min())
+    np.testing.assert_allclose(SimpleITK.GetArrayFromImage(image), values, atol=span / 131070 * 1.01)
+    for index in ((0, 0, 0), (63, 0, 0), (0, 47, 0), (63, 47, 3)):
+        place = np.diag([-1.0, -1, 1]) @ image.TransformIndexToPhysicalPoint(index)
+        np.testing.assert_allclose(nib.affines.apply_affine(volume.source.affine, index), place, atol=1e-4)

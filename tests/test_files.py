@@ -1,16 +1,20 @@
 """Writing whole or not at all."""
 
-import os
+import multiprocessing
 import signal
-import subprocess
 import sys
 import time
+from collections.abc import Callable
+from multiprocessing.connection import Connection
+from multiprocessing.context import ForkProcess
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from galip_hf import GalipError
+from galip_hf.data.volumes import Volume
+from galip_hf.data.writers import write_volume
 from galip_hf.extras import require
 from galip_hf.files import atomic_write
 
@@ -59,52 +63,49 @@ def test_a_missing_package_prints_the_line_that_installs_it() -> None:
         require("no_such_module", "dicom")
 
 
-ROOT = Path(__file__).resolve().parent.parent
-WRITER = """
-import sys, time
-from galip_hf.files import atomic_write
-with atomic_write(sys.argv[1]) as temporary:
-    temporary.write_text("half")
-    print("writing", flush=True)
-    time.sleep(60)
-"""
-# A volume of 8 million random voxels takes gzip a good while.
-SCAN_WRITER = """
-import sys
-import numpy as np
-from galip_hf.data.volumes import Volume
-from galip_hf.data.writers import write_volume
-volume = Volume.from_array(np.random.default_rng(1).random((200, 200, 200), dtype=np.float32))
-print("writing", flush=True)
-write_volume(volume, sys.argv[1], overwrite=True)
-print("written", flush=True)
-"""
+# The processes are forked: what they inherit is loaded already, and SIGKILL is as real.
+needs_fork = pytest.mark.skipif(sys.platform == "win32", reason="needs fork, SIGKILL and flock")
 
 
-def started(program: str, path: Path) -> subprocess.Popen[str]:
-    """A process that has said `writing`."""
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    process = subprocess.Popen(
-        [sys.executable, "-c", program, str(path)], stdout=subprocess.PIPE, text=True, env=environment
-    )
-    assert process.stdout is not None and process.stdout.readline() == "writing\n"
+def _write_half(path: Path, pipe: Connection) -> None:
+    with atomic_write(path) as temporary:
+        temporary.write_text("half")
+        pipe.send("writing")
+        time.sleep(60)
+
+
+def _write_scan(path: Path, pipe: Connection) -> None:
+    """8 million random voxels: gzip takes seconds."""
+    volume = Volume.from_array(np.random.default_rng(1).random((200, 200, 200), dtype=np.float32))
+    pipe.send("writing")
+    write_volume(volume, path, overwrite=True)
+
+
+def started(target: Callable[[Path, Connection], None], path: Path) -> ForkProcess:
+    """A process that has begun to write."""
+    context = multiprocessing.get_context("fork")
+    ours, theirs = context.Pipe()
+    process = context.Process(target=target, args=(path, theirs))
+    process.start()
+    assert ours.recv() == "writing"
     return process
 
 
-def kill(process: subprocess.Popen[str]) -> None:
-    process.send_signal(signal.SIGKILL)
-    process.communicate()
+def kill(process: ForkProcess) -> None:
+    process.kill()  # SIGKILL
+    process.join()
+    assert process.exitcode == -signal.SIGKILL
 
 
 def names(folder: Path) -> list[str]:
     return sorted(entry.name for entry in folder.iterdir())
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="needs SIGKILL and flock")
+@needs_fork
 def test_what_a_killed_run_leaves_goes_with_the_next_and_live_runs_are_spared(tmp_path: Path) -> None:
     path = tmp_path / "scan.nii"
-    killed, alive = started(WRITER, path), started(WRITER, path)
-    other = started(WRITER, tmp_path / "other.nii")
+    killed, alive = started(_write_half, path), started(_write_half, path)
+    other = started(_write_half, tmp_path / "other.nii")
     try:
         kill(killed)
         assert len(names(tmp_path)) == 3 and not path.exists()
@@ -124,14 +125,11 @@ def test_what_a_killed_run_leaves_goes_with_the_next_and_live_runs_are_spared(tm
             kill(process)
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="needs SIGKILL and flock")
+@needs_fork
 @pytest.mark.parametrize("seconds", [0.02, 0.2, 0.6])
 def test_a_scan_killed_in_the_middle_is_absent_and_the_next_run_whole(seconds: float, tmp_path: Path) -> None:
-    from galip_hf.data.volumes import Volume
-    from galip_hf.data.writers import write_volume
-
     path = tmp_path / "scan.nii.gz"
-    process = started(SCAN_WRITER, path)
+    process = started(_write_scan, path)
     time.sleep(seconds)
     kill(process)
     assert not path.exists()  # gzip had not finished; a machine fast enough for that would show a whole file
@@ -158,3 +156,10 @@ def test_a_run_killed_between_the_two_renames_of_a_folder_loses_nothing(tmp_path
     with pytest.raises(RuntimeError), atomic_write(tmp_path / "a"):
         raise RuntimeError
     assert names(tmp_path) == ["a"] and names(tmp_path / "a") == ["a"]
+
+
+def test_messages_are_one_line_whatever_they_quote() -> None:
+    assert (
+        str(GalipError("a.mat: no variable 'x\r\n\x1b[2J\u2028y' → b"))
+        == "a.mat: no variable 'x   [2J y' → b"
+    )

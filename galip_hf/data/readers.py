@@ -321,7 +321,6 @@ def _choose_variable(
     path: Path, variable: str | None, names: list[str], shapes: dict[str, tuple[int, ...]]
 ) -> str:
     """`variable`, `data_fs`, or the only array in `shapes` (the numeric ones) that can be an image."""
-    names = [name if name.isprintable() else repr(name) for name in names]
     if variable is not None or MATLAB_VARIABLE in names:
         wanted = MATLAB_VARIABLE if variable is None else variable
         if wanted in names:
