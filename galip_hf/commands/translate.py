@@ -1,7 +1,6 @@
 """`galip-hf translate`: scans in, scans out, with what is known about how far to believe them."""
 
 import argparse
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -260,7 +259,7 @@ def _suffix(scan: "ScanSource", wanted: str) -> str:
 
 
 def _plan(arguments: argparse.Namespace) -> list[_Job]:
-    """The jobs, with the output folder made; GalipError if two of them would write the same file."""
+    """The jobs, with the output folder made. Scans have distinct names, so no two outputs are one file."""
     from ..data.readers import SUFFIXES
     from ..data.scans import find_scans
     from ..data.writers import check_output_path
@@ -279,13 +278,6 @@ def _plan(arguments: argparse.Namespace) -> list[_Job]:
     for scan in scans:
         suffix = _suffix(scan, arguments.format)
         jobs.append(_Job(scan, {name: output / f"{scan.name}_{name}{suffix}" for name in targets}))
-    twice = [
-        path for path, count in Counter(p for job in jobs for p in job.outputs.values()).items() if count > 1
-    ]
-    if twice:
-        raise GalipError(
-            f"--output {output}: several inputs would be written to {twice[0]}; rename the inputs"
-        )
     if not arguments.dry_run:
         try:
             output.mkdir(parents=True, exist_ok=True)
