@@ -346,3 +346,15 @@ def test_dicom_and_nifti_of_one_scan_agree(tmp_path: Path) -> None:
     (nifti,) = read_scan(write_scan(volume, tmp_path / "ct.nii"))
     np.testing.assert_array_equal(nifti.array, hounsfield())
     assert nifti.spacing == volume.spacing
+
+
+def test_a_harmless_oddity_of_the_header_is_passed_over_in_silence(tmp_path: Path, capfd) -> None:
+    image = nib.Nifti1Image(stack(4, 5, 3), np.eye(4))
+    content = bytearray(image.to_bytes())
+    content[108:112] = np.float32(353).tobytes()  # vox_offset, "not SPM compatible"
+    (tmp_path / "a.nii").write_bytes(content[:352] + bytes(1) + content[352:])
+    volumes = read_scan(tmp_path / "a.nii")
+    np.testing.assert_array_equal(volumes[0].to_source_array(), stack(4, 5, 3))
+    write_scan(volumes, tmp_path / "b.nii")
+    assert capfd.readouterr() == ("", "")
+    np.testing.assert_array_equal(nib.load(tmp_path / "b.nii").get_fdata(), stack(4, 5, 3))

@@ -95,7 +95,7 @@ def _write(volumes: Sequence[Volume], path: Path, overwrite: bool) -> Path:
         with atomic_write(path) as temporary:
             encoded = temporary.with_name(f"volume{suffix}")  # the libraries want the suffix in lower case
             if len(checked) > 1:
-                _nifti_image(checked).to_filename(encoded)
+                _save_nifti(checked, encoded)
             else:
                 _encode(checked[0], encoded, path)
             os.replace(encoded, temporary)
@@ -109,7 +109,7 @@ def _write(volumes: Sequence[Volume], path: Path, overwrite: bool) -> Path:
 def _encode(volume: Volume, temporary: Path, path: Path) -> None:
     suffix = supported_suffix(temporary)
     if suffix in (".nii", ".nii.gz"):
-        _nifti_image([volume]).to_filename(temporary)
+        _save_nifti([volume], temporary)
     elif suffix == ".mat":
         _write_mat73(volume, temporary)
     elif suffix == ".png":
@@ -120,6 +120,13 @@ def _encode(volume: Volume, temporary: Path, path: Path) -> None:
             np.save(temporary, array)
         else:
             np.savez_compressed(temporary, data_fs=array)
+
+
+def _save_nifti(volumes: Sequence[Volume], temporary: Path) -> None:
+    with (
+        nib.imageglobals.LoggingOutputSuppressor()
+    ):  # its remarks on harmless oddities of the source's header
+        _nifti_image(volumes).to_filename(temporary)
 
 
 def _nifti_image(volumes: Sequence[Volume]) -> nib.Nifti1Image:
@@ -145,8 +152,7 @@ def _nifti_image(volumes: Sequence[Volume]) -> nib.Nifti1Image:
         if len(volumes) > 1:
             data = np.stack([part.to_source_array() for part in volumes], axis=-1)
             data = data.reshape(header.get_data_shape())
-        with nib.imageglobals.LoggingOutputSuppressor():
-            image = (nib.Nifti2Image if nifti2 else nib.Nifti1Image)(data, volume.source.affine, header)
+        image = (nib.Nifti2Image if nifti2 else nib.Nifti1Image)(data, volume.source.affine, header)
     image.header["descrip"] = DESCRIPTION.encode("ascii")
     return image
 
