@@ -22,6 +22,7 @@ import numpy as np
 import torch
 
 from galip_hf import GalipError, GalipForImageTranslation, GalipImageProcessor, __version__, phantom
+from galip_hf.cli import quiet_libraries
 from galip_hf.evaluation import evaluate, write_report
 from galip_hf.figures import FigureRow, save_loss_curves, save_translation_figure
 from galip_hf.inference import translate_slices
@@ -225,6 +226,7 @@ def main() -> int:
     )
     arguments = parser.parse_args()
     logging.disable(logging.WARNING)
+    quiet_libraries()
     try:
         if arguments.short:
             run(arguments.output, subjects_count=2, steps=10, clip_steps=20)

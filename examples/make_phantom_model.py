@@ -77,7 +77,10 @@ def main() -> int:
     recipe_path = EXAMPLES / "configs" / "phantom.yaml"
     try:
         recipe = load_recipe(recipe_path, ["training.resume=true", *sys.argv[1:]])
-        model = run_recipe(recipe).eval()
+        trainer = run_recipe(recipe)
+        if trainer.stopped_by:
+            raise GalipError(f"{trainer.stopped_by}: stopped; the same command goes on")
+        model: Any = trainer.ema.module
         data = recipe.data.phantom
         if data is None:
             raise GalipError(f"{recipe_path}: data.phantom is missing")

@@ -6,8 +6,10 @@ accelerate launch examples/train.py --config examples/configs/phantom.yaml
 
 import argparse
 import logging
+import signal
 import sys
 
+from galip_hf.cli import quiet_libraries
 from galip_hf.errors import GalipError
 from galip_hf.recipe import load_recipe, run_recipe
 
@@ -19,14 +21,18 @@ def main() -> int:
         "overrides", nargs="*", metavar="key=value", help="for example training.max_steps=100"
     )
     arguments = parser.parse_args()
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
-    logging.getLogger("httpx").setLevel(logging.WARNING)
+    logging.basicConfig(level=logging.WARNING, format="%(message)s")  # open_clip tells every step of loading
+    logging.getLogger("galip_hf").setLevel(logging.INFO)
+    quiet_libraries()
     try:
         recipe = load_recipe(arguments.config, arguments.overrides)
-        run_recipe(recipe)
+        stopped_by = run_recipe(recipe).stopped_by
     except GalipError as error:
         print(f"train.py: {error}", file=sys.stderr)
         return 2
+    if stopped_by:
+        print(f"train.py: {stopped_by}; go on with training.resume=true", file=sys.stderr)
+        return 128 + signal.Signals[stopped_by]  # as a shell tells it
     print(f"model: {recipe.training.output_path / 'model'}")
     return 0
 

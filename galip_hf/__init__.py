@@ -6,6 +6,7 @@ from .configuration_galip import GalipConfig
 from .errors import GalipError
 from .image_processing_galip import GalipImageProcessor
 from .modeling_galip import GalipForImageTranslation, GalipTranslationOutput
+from .pipeline import GalipPipeline, Translation
 from .version import __version__
 
 AutoConfig.register("galip", GalipConfig, exist_ok=True)
@@ -19,6 +20,8 @@ __all__ = [
     "GalipError",
     "GalipForImageTranslation",
     "GalipImageProcessor",
+    "GalipPipeline",
     "GalipTranslationOutput",
+    "Translation",
     "__version__",
 ]

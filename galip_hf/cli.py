@@ -1,10 +1,13 @@
 """The command line, `galip-hf`. A user's mistake is one line on stderr and exit code 2."""
 
 import argparse
+import shlex
 import sys
 from collections.abc import Sequence
 
-from .commands import convert, translate
+from transformers.utils.logging import disable_progress_bar
+
+from .commands import add_domain, convert, evaluate, inspect, prepare, translate
 from .errors import GalipError
 from .version import __version__
 
@@ -15,23 +18,32 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for command in (translate, convert):
+    for command in (translate, prepare, inspect, evaluate, convert, add_domain):
         command.add_parser(commands)
     return parser
 
 
+def quiet_libraries() -> None:
+    """Switch off the progress bars of transformers and huggingface_hub where nobody watches, as ours are."""
+    if not sys.stderr.isatty():
+        disable_progress_bar()
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code."""
+    argv = list(sys.argv[1:] if argv is None else argv)
     arguments = _parser().parse_args(argv)
+    arguments.command_line = shlex.join(["galip-hf", *argv])  # for reports that say how they were made
+    quiet_libraries()
     try:
-        arguments.run(arguments)
+        code: int | None = arguments.run(arguments)
     except GalipError as error:
         print(f"galip-hf: error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("galip-hf: interrupted", file=sys.stderr)
         return 130
-    return 0
+    return code or 0
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ CLIP", MIDL 2025, PMLR 301:748-762.
 """
 
 import copy
+import itertools
 import math
 from typing import Any, Literal
 
@@ -178,6 +179,10 @@ class GalipConfig(PreTrainedConfig):
     def _own_keys(cls) -> list[str]:
         return [name for name in cls.__annotations__ if name != "model_type"]
 
+    def own_values(self) -> dict[str, Any]:
+        """The fields of this class, without those of transformers; a deep copy."""
+        return {name: copy.deepcopy(getattr(self, name)) for name in self._own_keys()}
+
     @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
         """As in `PreTrainedConfig`, but overrides are validated and unused keyword arguments are an error."""
@@ -258,6 +263,21 @@ class GalipConfig(PreTrainedConfig):
     def level_channels(self) -> list[int]:
         """Channels of each level, finest first."""
         return [self.base_channels * multiplier for multiplier in self.channel_multipliers]
+
+    @property
+    def shared_levels(self) -> int:
+        """Number of leading encoder levels whose output does not depend on the target.
+
+        A label enters a residual block as one number a channel, just before a GroupNorm. With one channel a
+        group (`norm_groups` = the level's width) the norm takes it off again; a wider level keeps it, and
+        attention on the prompt brings the target in.
+        """
+        rates = (2**level for level in range(len(self.channel_multipliers)))
+        keeps = (
+            width != self.norm_groups or rate in self.attention_rates
+            for rate, width in zip(rates, self.level_channels, strict=True)
+        )
+        return sum(1 for _ in itertools.takewhile(lambda kept: not kept, keeps))
 
     @property
     def domain_names(self) -> list[str]:

@@ -3,7 +3,7 @@
 import copy
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 
 class ExponentialMovingAverage:
@@ -21,12 +21,21 @@ class ExponentialMovingAverage:
         self.updates = 0
 
     @torch.no_grad()
-    def update(self, module: nn.Module) -> None:
-        """Move the average towards `module`'s parameters; buffers are copied."""
+    def update(self, module: nn.Module, skip: Tensor | None = None) -> None:
+        """Move the average towards `module`'s parameters; buffers are copied.
+
+        Args:
+            module: the original.
+            skip: (), 1 where this update is not to be made, 0 where it is; stays on the device.
+        """
         self.updates += 1
         decay = min(self.decay, (1 + self.updates) / (10 + self.updates))
         averages = [parameter.data for parameter in self.module.parameters()]
-        torch._foreach_lerp_(averages, [parameter.data for parameter in module.parameters()], 1 - decay)
+        changes = torch._foreach_sub([parameter.data for parameter in module.parameters()], averages)
+        torch._foreach_mul_(changes, 1 - decay)
+        if skip is not None:
+            torch._foreach_mul_(changes, 1 - skip)
+        torch._foreach_add_(averages, changes)
         for average, buffer in zip(self.module.buffers(), module.buffers(), strict=True):
             average.copy_(buffer)
 

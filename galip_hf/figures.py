@@ -38,7 +38,7 @@ class FigureRow:
 
     Attributes:
         label: what the row is, such as "subject 3 · T1→T2".
-        source: the slice given to the translator.
+        source: the slice given to the translator, or None where it is not known.
         translation: the slice it returned.
         target: the acquired slice of the target domain, or None where there is none.
         source_name: the source domain, such as "T1".
@@ -46,7 +46,7 @@ class FigureRow:
     """
 
     label: str
-    source: np.ndarray
+    source: np.ndarray | None
     translation: np.ndarray
     target: np.ndarray | None
     source_name: str
@@ -57,6 +57,8 @@ def save_translation_figure(
     rows: Sequence[FigureRow], path: str | os.PathLike[str], *, title: str | None = None
 ) -> Path:
     """One row per translation: source, translation and, where there is a target, target and |difference|.
+
+    The column of sources is left out when no row has one.
 
     The PSNR above a difference is that of the slice shown: data range 1, no rescaling, background included.
 
@@ -74,19 +76,20 @@ def save_translation_figure(
     for index, row in enumerate(rows):
         _check_row(index, row)
     paired = any(row.target is not None for row in rows)
-    columns = 4 if paired else 2
-    heights = [PANEL * row.source.shape[0] / row.source.shape[1] for row in rows]
+    first = 0 if any(row.source is not None for row in rows) else 1
+    columns = (4 if paired else 2) - first
+    heights = [PANEL * row.translation.shape[0] / row.translation.shape[1] for row in rows]
     rows_height = sum(heights) + len(rows) * (ROW_TITLE + GAP)
     top = HEADING if title else MARGIN
     width = ROW_LABEL + columns * (PANEL + GAP) - GAP + MARGIN
     figure = _figure(width, top + rows_height + COLOUR_BARS + (FOOTNOTE if paired else 0), title)
     images: dict[str, AxesImage] = {}
     for row, height in zip(rows, heights, strict=True):
-        images |= _draw_row(figure, row, top + ROW_TITLE, height)
+        images |= _draw_row(figure, row, top + ROW_TITLE, height, first)
         top += ROW_TITLE + height + GAP
-    _colour_bar(figure, images["source"], 0, "intensity in model space", top)
+    _colour_bar(figure, images["translation"], 0, "intensity in model space", top)
     if paired:
-        _colour_bar(figure, images["difference"], 3, "|translation − target|", top)
+        _colour_bar(figure, images["difference"], 3 - first, "|translation − target|", top)
         note = "PSNR of the slice shown: data range 1, no rescaling, background included."
         _text(figure, ROW_LABEL, top + COLOUR_BARS + 0.08, note, fontsize=7.5, color=FAINT, va="center")
     return _save(figure, path)
@@ -138,6 +141,59 @@ def save_montage(
     return _save(figure, path)
 
 
+def save_grid(
+    rows: Sequence[Sequence[np.ndarray | None]],
+    path: str | os.PathLike[str],
+    *,
+    row_labels: Sequence[str],
+    column_labels: Sequence[str],
+) -> Path:
+    """A table of slices in gray, 0 to 1, with a heading for each column and a label for each row.
+
+    Args:
+        rows: each with one (H, W) slice a column, or None for an empty place; all slices of one shape.
+        path: the PNG file to write; folders are made, an existing file is replaced.
+        row_labels: one a row.
+        column_labels: one a column.
+
+    Raises:
+        GalipError: labels and slices do not fit, or `path` does not end in .png.
+    """
+    path = _checked_path(path)
+    shapes = {np.shape(image) for row in rows for image in row if image is not None}
+    if len(shapes) != 1 or len(rows) != len(row_labels) or {len(row) for row in rows} != {len(column_labels)}:
+        raise GalipError(
+            f"rows: got {len(rows)} of {[len(row) for row in rows]} slices with shapes {sorted(shapes)}; "
+            f"expected {len(row_labels)} of {len(column_labels)}, of one shape"
+        )
+    ((slice_height, slice_width),) = shapes
+    height = PANEL * slice_height / slice_width
+    width = ROW_LABEL + len(column_labels) * (PANEL + GAP) - GAP + MARGIN
+    figure = _figure(width, ROW_TITLE + len(rows) * (height + GAP) + MARGIN, None)
+    for row, (images, label) in enumerate(zip(rows, row_labels, strict=True)):
+        top = ROW_TITLE + row * (height + GAP)
+        label = _shorten(label, height)
+        _text(
+            figure,
+            ROW_LABEL / 2,
+            top + height / 2,
+            label,
+            fontsize=8.5,
+            rotation=90,
+            ha="center",
+            va="center",
+        )
+        for column, image in enumerate(images):
+            if image is not None:
+                _show_image(
+                    _panel(figure, ROW_LABEL + column * (PANEL + GAP), top, PANEL, height, None), image
+                )
+    for column, label in enumerate(column_labels):
+        left = ROW_LABEL + column * (PANEL + GAP) + PANEL / 2
+        _text(figure, left, ROW_TITLE / 2, _shorten(label, PANEL), fontsize=8.5, ha="center", va="center")
+    return _save(figure, path)
+
+
 def save_loss_curves(history: Sequence[Mapping[str, Any]], path: str | os.PathLike[str]) -> Path:
     """One small panel per logged quantity over the steps; long curves faint, their running mean on top.
 
@@ -169,8 +225,11 @@ def save_loss_curves(history: Sequence[Mapping[str, Any]], path: str | os.PathLi
 # --- drawing ---
 
 
-def _draw_row(figure: "Figure", row: FigureRow, top: float, height: float) -> dict[str, "AxesImage"]:
-    """Draws the panels of one row and returns the images whose colour scales the bars below explain."""
+def _draw_row(
+    figure: "Figure", row: FigureRow, top: float, height: float, first: int
+) -> dict[str, "AxesImage"]:
+    """Draws the panels of one row, from column `first` on, and returns the images whose colour scales the
+    bars below explain."""
     label = textwrap.fill(row.label, max(10, int(height / 0.072)), max_lines=2, placeholder="…")
     _text(
         figure, ROW_LABEL - 0.07, top + height / 2, label, fontsize=8.5, rotation=90, ha="right", va="center",
@@ -179,18 +238,19 @@ def _draw_row(figure: "Figure", row: FigureRow, top: float, height: float) -> di
     panels = [
         (f"source: {row.source_name}", row.source),
         (f"translation: {row.target_name}", row.translation),
+        (f"target: {row.target_name}", row.target),
     ]
-    if row.target is not None:
-        panels.append((f"target: {row.target_name}", row.target))
     images = {}
     for column, (name, image) in enumerate(panels):
-        left = ROW_LABEL + column * (PANEL + GAP)
+        if image is None:
+            continue
+        left = ROW_LABEL + (column - first) * (PANEL + GAP)
         axes = _panel(figure, left, top, PANEL, height, _shorten(name, PANEL))
         images[("source", "translation", "target")[column]] = _show_image(axes, image)
     if row.target is not None:
         difference = np.abs(np.asarray(row.translation, np.float64) - row.target)
         name = f"|difference| · PSNR {_slice_psnr(row.translation, row.target)}"
-        axes = _panel(figure, ROW_LABEL + 3 * (PANEL + GAP), top, PANEL, height, name)
+        axes = _panel(figure, ROW_LABEL + (3 - first) * (PANEL + GAP), top, PANEL, height, name)
         images["difference"] = axes.imshow(difference, cmap="magma", vmin=0, vmax=DIFFERENCE_LIMIT)
     return images
 
@@ -317,14 +377,14 @@ def _checked_path(path: str | os.PathLike[str]) -> Path:
 
 
 def _check_row(index: int, row: FigureRow) -> None:
-    slices = {"source": row.source, "translation": row.translation}
-    if row.target is not None:
-        slices["target"] = row.target
+    named = (("source", row.source), ("translation", row.translation), ("target", row.target))
+    slices = {name: image for name, image in named if image is not None}
+    reference, first = next(iter(slices.items()))
     for name, image in slices.items():
-        if np.ndim(image) != 2 or np.shape(image) != np.shape(row.source) or np.size(image) == 0:
+        if np.ndim(image) != 2 or np.shape(image) != np.shape(first) or np.size(image) == 0:
             raise GalipError(
-                f"rows[{index}].{name}: got shape {np.shape(image)}, expected (H, W) as the source's "
-                f"{np.shape(row.source)}"
+                f"rows[{index}].{name}: got shape {np.shape(image)}, expected (H, W) as the {reference}'s "
+                f"{np.shape(first)}"
             )
         if not np.isfinite(image).all():
             raise GalipError(f"rows[{index}].{name}: got NaN or infinite values, expected finite ones")

@@ -20,6 +20,7 @@ from transformers import BatchFeature
 from transformers.image_processing_utils import BaseImageProcessor
 
 from .configuration_galip import GalipConfig, validate_intensity_rule
+from .domain_statistics import DomainStatistics
 from .errors import GalipError
 
 # With the rule "none", how far a value may stray from [0, 1]: room for interpolation, not for units.
@@ -50,9 +51,11 @@ class GalipImageProcessor(BaseImageProcessor):
     Args:
         domains: the domains of a `GalipConfig`; their names and intensity rules are kept.
         intensity_rules: domain name to rule, as saved in preprocessor_config.json; in place of `domains`.
+        domain_statistics: domain name to `DomainStatistics.to_dict`, of the training slices; a domain without
+            them can be translated, but inputs cannot be compared with it. See `set_statistics`.
 
     Raises:
-        GalipError: neither or both arguments, a rule that does not fit, or an unknown key.
+        GalipError: neither or both of the first two, a rule or statistics that do not fit, or an unknown key.
     """
 
     def __init__(
@@ -60,6 +63,7 @@ class GalipImageProcessor(BaseImageProcessor):
         domains: Sequence[Mapping[str, Any]] | None = None,
         *,
         intensity_rules: Mapping[str, Mapping[str, Any]] | None = None,
+        domain_statistics: Mapping[str, Mapping[str, Any]] | None = None,
         **kwargs: Any,
     ) -> None:
         unknown = sorted(set(kwargs) - _KEYS_OF_TRANSFORMERS)
@@ -74,11 +78,35 @@ class GalipImageProcessor(BaseImageProcessor):
         for name, rule in (intensity_rules or {}).items():
             validate_intensity_rule(rule, f"domain {name!r}")
             self.intensity_rules[name] = dict(rule)
+        self.set_statistics(
+            {
+                name: DomainStatistics.from_dict(values, f"domain_statistics of {name!r}")
+                for name, values in (domain_statistics or {}).items()
+            }
+        )
 
     @classmethod
     def from_config(cls, config: GalipConfig) -> "GalipImageProcessor":
         """The processor of a model's domains."""
         return cls(config.domains)
+
+    @property
+    def statistics(self) -> dict[str, DomainStatistics]:
+        """Statistics of the training slices by domain; empty where none were kept."""
+        return {
+            name: DomainStatistics.from_dict(values, f"domain_statistics of {name!r}")
+            for name, values in self.domain_statistics.items()
+        }
+
+    def set_statistics(self, statistics: Mapping[str, DomainStatistics]) -> None:
+        """Keep the statistics of domains' training slices; `save_pretrained` writes them.
+
+        Raises:
+            GalipError: an unknown domain.
+        """
+        for name in statistics:
+            self._rule(name)
+        self.domain_statistics = {name: known.to_dict() for name, known in statistics.items()}
 
     def fixed_window(self, domain: str) -> tuple[float, float] | None:
         """The window that the rule alone sets, in the file's units; None where it depends on the image.

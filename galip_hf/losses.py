@@ -47,6 +47,15 @@ def class_token_loss(fake_class_tokens: Tensor, real_class_tokens: Tensor) -> Te
     ).mean()
 
 
+def paired_loss(translation: Tensor, target: Tensor, registered: Tensor) -> Tensor:
+    """Mean |G(x_A, B) - x_B| of the registered pairs; the others count as 0.
+
+    Not the paper's. The mean is over all samples, (B,) `registered` being 1 or 0: so it is the same however a
+    batch is split over processes.
+    """
+    return ((translation - target).abs().mean(dim=(1, 2, 3)) * registered).mean()
+
+
 __all__ = [
     "DIRECTIONS",
     "adversarial_discriminator_loss",
@@ -55,4 +64,5 @@ __all__ = [
     "clip_loss",
     "cycle_loss",
     "identity_loss",
+    "paired_loss",
 ]

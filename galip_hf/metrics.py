@@ -3,10 +3,13 @@
 A decibel means nothing without the way it was computed, so there is no bare `psnr` function here: every
 number comes out of `PAPER` or `FIXED`, whose version rises whenever a change of the computation changes the
 numbers. PSNR and SSIM are scikit-image's; SSIM (Wang et al. 2004) uses the Gaussian window (sigma 1.5, 11 x
-11), in 2-D, slice by slice. Arrays passed in are never modified; everything is computed in float64.
+11), in 2-D, slice by slice (slices run in threads: the filters release Python's lock). Arrays passed in are
+never modified; everything is computed in float64.
 """
 
 import math
+import os
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Literal
 
@@ -20,6 +23,7 @@ SSIM_WINDOW = 11  # pixels: what scikit-image derives from sigma 1.5 (truncated 
 PSNR_CEILING = 100.0  # dB; identical images would be infinite, which no mean and no JSON file can hold
 REFERENCE_PERCENTILE = 99.5
 FOREGROUND_FRACTION = 0.01
+AIR = -1000.0  # HU
 
 
 @dataclass(frozen=True)
@@ -45,14 +49,15 @@ PAPER = MetricProtocol(
 )
 FIXED = MetricProtocol(
     name="fixed",
-    version=1,
+    version=2,  # 2: the foreground of CT is measured from air, whatever the window
     description=(
         "The prediction is not rescaled. MR: both sides divided by the target volume's 99.5th "
         "percentile; CT: both sides clipped to a fixed HU window. PSNR (dB, data range 1, at most 100) "
         "and MAE (fraction of that percentile; HU for CT) over all voxels of the region, SSIM (1 is "
         "identical; 2-D, Gaussian window sigma 1.5, no sample covariance) averaged over the region. "
-        "Regions: 'masked' is the target's foreground (above 1 % of its 99.5th percentile, largest 3-D "
-        "component, holes filled per slice), 'full' the whole volume with background."
+        "Regions: 'masked' is the target's foreground (above 1 % of its 99.5th percentile, for CT both "
+        "measured from -1000 HU; largest 3-D component, holes filled per slice), 'full' the whole volume "
+        "with background."
     ),
 )
 
@@ -74,11 +79,12 @@ class Scores:
     skipped_slices: int = 0
 
 
-def foreground_mask(target: np.ndarray) -> np.ndarray:
+def foreground_mask(target: np.ndarray, *, modality: Literal["MR", "CT"] = "MR") -> np.ndarray:
     """Voxels of the body: above 1 % of the 99.5th percentile, largest 3-D component, holes filled per slice.
 
     Args:
-        target: (S, H, W), air near 0 (for CT: scaled from its HU window to [0, 1] first).
+        target: (S, H, W); MR with air near 0, CT in HU.
+        modality: "CT" measures both the voxels and the percentile from air at -1000 HU.
 
     Returns:
         (S, H, W) bool, at least one voxel True.
@@ -87,6 +93,8 @@ def foreground_mask(target: np.ndarray) -> np.ndarray:
         GalipError: not a finite (S, H, W) volume, or its 99.5th percentile is not positive.
     """
     target = _volume("target", target)
+    if modality == "CT":
+        target = target - AIR
     labels, count = ndimage.label(
         target > FOREGROUND_FRACTION * _reference_intensity(target)
     )  # face neighbours
@@ -116,7 +124,11 @@ def paper_scores(prediction: np.ndarray, target: np.ndarray) -> Scores:
     skipped = len(target) - len(slices)
     if not slices:
         return Scores(math.nan, math.nan, math.nan, skipped)
-    per_slice = [(_psnr(p, t), _ssim(p, t)[0], float(np.abs(p - t).mean())) for p, t in slices]
+    similarity = _similarities(slices)
+    per_slice = [
+        (_psnr(p, t), mean, float(np.abs(p - t).mean()))
+        for (p, t), (mean, _) in zip(slices, similarity, strict=True)
+    ]
     psnr, ssim, mae = np.mean(per_slice, axis=0).tolist()
     return Scores(psnr, ssim, mae, skipped)
 
@@ -148,6 +160,7 @@ def fixed_scores(
     prediction, target = _pair(prediction, target)
     if modality == "CT":
         low, high = _checked_window(window)
+        mask = foreground_mask(target, modality="CT") if mask is None else mask
         unit = high - low
         prediction, target = ((np.clip(side, low, high) - low) / unit for side in (prediction, target))
     elif modality == "MR":
@@ -161,7 +174,7 @@ def fixed_scores(
         raise GalipError(f"modality: got {modality!r}, expected 'MR' or 'CT'")
     mask = foreground_mask(target) if mask is None else _checked_mask(mask, target.shape)
 
-    similarity = [_ssim(p, t) for p, t in zip(prediction, target, strict=True)]
+    similarity = _similarities(list(zip(prediction, target, strict=True)))
     error = np.abs(prediction - target)
     masked = Scores(
         psnr=_psnr(prediction[mask], target[mask]),
@@ -174,6 +187,49 @@ def fixed_scores(
         mae=float(error.mean()) * unit,
     )
     return {"masked": masked, "full": full}
+
+
+def sharpness_ratio(prediction: np.ndarray, target: np.ndarray, mask: np.ndarray) -> float | None:
+    """Mean gradient magnitude (2-D, in the slices) inside the mask, prediction over target.
+
+    1 is as sharp as the target; below 1 blurred, which PSNR and SSIM forgive; above 1 noisy or over-sharp.
+    A gain error moves it too. None where the target is flat.
+
+    Args:
+        prediction, target: (S, H, W), S any, H and W at least 2.
+        mask: (S, H, W) bool, the target's foreground.
+    """
+    strengths = [
+        float(np.hypot(*np.gradient(np.asarray(side, np.float64), axis=(1, 2)))[mask].mean())
+        for side in (prediction, target)
+    ]
+    return strengths[0] / strengths[1] if strengths[1] > 0 else None
+
+
+def slice_consistency(prediction: np.ndarray, target: np.ndarray, mask: np.ndarray) -> float | None:
+    """Mean |difference| of neighbouring slices inside the mask of both, prediction over target.
+
+    1 is as the target; above 1 the volume flickers from slice to slice, as one translated slice by slice may.
+    None for a single slice, or where the target does not change.
+
+    Args:
+        prediction, target: (S, H, W).
+        mask: (S, H, W) bool, the target's foreground.
+    """
+    both = mask[1:] & mask[:-1]
+    if not both.any():
+        return None
+    steps = [
+        float(np.abs(np.diff(np.asarray(side, np.float64), axis=0))[both].mean())
+        for side in (prediction, target)
+    ]
+    return steps[0] / steps[1] if steps[1] > 0 else None
+
+
+def _similarities(pairs: list[tuple[np.ndarray, np.ndarray]]) -> list[tuple[float, np.ndarray]]:
+    """`_ssim` of (prediction, target) slices, in as many threads as there are processors."""
+    with ThreadPoolExecutor(min(len(pairs), os.cpu_count() or 1)) as pool:
+        return list(pool.map(_ssim, *zip(*pairs, strict=True)))
 
 
 def _psnr(prediction: np.ndarray, target: np.ndarray) -> float:

@@ -24,10 +24,16 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers import initialization as init
+from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.utils import ModelOutput
 
 from .configuration_galip import GalipConfig
 from .errors import GalipError
+
+# What the cross-attentions see of a prompt: its states (B, L, width) or, ready for each of them, its keys and
+# values (1, heads, L, d), which depend on nothing else.
+KeysAndValues = tuple[Tensor, Tensor]
+Prompt = Tensor | Mapping[nn.Module, KeysAndValues]
 
 
 def _one_line(error: Exception) -> str:
@@ -60,6 +66,41 @@ class GalipTranslationOutput(ModelOutput):
     translation: Tensor | None = None
 
 
+@dataclass(frozen=True, eq=False)
+class GalipTarget:
+    """A target domain, ready for any number of images; made by `GalipForImageTranslation.prepare_target`.
+
+    `label_embedding` is (1, label_width), after its SiLU; `prompt` holds the keys and values of every
+    cross-attention.
+    """
+
+    name: str
+    label_embedding: Tensor
+    prompt: Mapping[nn.Module, KeysAndValues]
+
+
+class GalipGroupNorm(nn.GroupNorm):
+    """GroupNorm, in float32 at least: under autocast and with weights of a lower precision too."""
+
+    def forward(self, hidden_states: Tensor) -> Tensor:
+        """(B, C, H, W) -> (B, C, H, W), of the input's type."""
+        precise = torch.promote_types(hidden_states.dtype, torch.float32)
+        weight, bias = self.weight.to(precise), self.bias.to(precise)
+        normalized = F.group_norm(hidden_states.to(precise), self.num_groups, weight, bias, self.eps)
+        return normalized.to(hidden_states.dtype)
+
+
+class GalipLayerNorm(nn.LayerNorm):
+    """LayerNorm, in float32 at least."""
+
+    def forward(self, hidden_states: Tensor) -> Tensor:
+        """(B, N, width) -> (B, N, width), of the input's type."""
+        precise = torch.promote_types(hidden_states.dtype, torch.float32)
+        weight, bias = self.weight.to(precise), self.bias.to(precise)
+        normalized = F.layer_norm(hidden_states.to(precise), self.normalized_shape, weight, bias, self.eps)
+        return normalized.to(hidden_states.dtype)
+
+
 class GalipResidualBlock(nn.Module):
     """GroupNorm, SiLU, convolution, label added, GroupNorm, SiLU, convolution; a skip over all.
 
@@ -76,10 +117,10 @@ class GalipResidualBlock(nn.Module):
     ) -> None:
         super().__init__()
         self.resample = resample
-        self.norm_in = nn.GroupNorm(config.norm_groups, in_channels, eps=1e-5)
+        self.norm_in = GalipGroupNorm(config.norm_groups, in_channels, eps=1e-5)
         self.conv_in = nn.Conv2d(in_channels, out_channels, 3, padding=1)
         self.label_projection = nn.Linear(config.label_width, out_channels)
-        self.norm_out = nn.GroupNorm(config.norm_groups, out_channels, eps=1e-5)
+        self.norm_out = GalipGroupNorm(config.norm_groups, out_channels, eps=1e-5)
         self.conv_out = nn.Conv2d(out_channels, out_channels, 3, padding=1)
         self.skip = nn.Conv2d(in_channels, out_channels, 1) if in_channels != out_channels else nn.Identity()
 
@@ -115,13 +156,19 @@ class GalipAttention(nn.Module):
         # (B, N, heads * d) -> (B, heads, N, d)
         return states.unflatten(-1, (-1, self.head_width)).transpose(1, 2)
 
-    def forward(self, hidden_states: Tensor, context: Tensor | None = None) -> Tensor:
-        """(B, N, width), (B, L, context_width) or None -> (B, N, width)."""
+    def keys_and_values(self, context: Tensor) -> KeysAndValues:
+        """(B, L, context_width) -> two times (B, heads, L, d)."""
+        return self._split_heads(self.key(context)), self._split_heads(self.value(context))
+
+    def forward(self, hidden_states: Tensor, context: Tensor | KeysAndValues | None = None) -> Tensor:
+        """(B, N, width); (B, L, context_width), its keys and values, or None -> (B, N, width)."""
         context = hidden_states if context is None else context
+        keys, values = self.keys_and_values(context) if isinstance(context, Tensor) else context
+        batch = hidden_states.shape[0]
         attended = F.scaled_dot_product_attention(
             self._split_heads(self.query(hidden_states)),
-            self._split_heads(self.key(context)),
-            self._split_heads(self.value(context)),
+            keys.expand(batch, -1, -1, -1),
+            values.expand(batch, -1, -1, -1),
         )
         return self.output(attended.transpose(1, 2).flatten(2))
 
@@ -132,18 +179,19 @@ class GalipTransformerBlock(nn.Module):
     def __init__(self, config: GalipConfig, width: int) -> None:
         super().__init__()
         hidden_width = width * config.feed_forward_multiplier
-        self.norm_self = nn.LayerNorm(width)
+        self.norm_self = GalipLayerNorm(width)
         self.self_attention = GalipAttention(config, width)
-        self.norm_cross = nn.LayerNorm(width)
+        self.norm_cross = GalipLayerNorm(width)
         self.cross_attention = GalipAttention(config, width, config.prompt_states_shape[1])
-        self.norm_feed_forward = nn.LayerNorm(width)
+        self.norm_feed_forward = GalipLayerNorm(width)
         self.feed_forward_in = nn.Linear(width, 2 * hidden_width)
         self.feed_forward_out = nn.Linear(hidden_width, width)
 
-    def forward(self, hidden_states: Tensor, prompt_states: Tensor) -> Tensor:
-        """(B, N, width), (B, L, context_width) -> (B, N, width)."""
+    def forward(self, hidden_states: Tensor, prompt: Prompt) -> Tensor:
+        """(B, N, width) -> (B, N, width)."""
+        context = prompt if isinstance(prompt, Tensor) else prompt[self.cross_attention]
         hidden_states = hidden_states + self.self_attention(self.norm_self(hidden_states))
-        hidden_states = hidden_states + self.cross_attention(self.norm_cross(hidden_states), prompt_states)
+        hidden_states = hidden_states + self.cross_attention(self.norm_cross(hidden_states), context)
         values, gate = self.feed_forward_in(self.norm_feed_forward(hidden_states)).chunk(2, dim=-1)
         return hidden_states + self.feed_forward_out(values * F.gelu(gate))
 
@@ -153,23 +201,23 @@ class GalipSpatialTransformer(nn.Module):
 
     def __init__(self, config: GalipConfig, channels: int) -> None:
         super().__init__()
-        self.norm = nn.GroupNorm(config.norm_groups, channels, eps=1e-6)
+        self.norm = GalipGroupNorm(config.norm_groups, channels, eps=1e-6)
         self.projection_in = nn.Conv2d(channels, channels, 1)
         self.blocks = nn.ModuleList(
             GalipTransformerBlock(config, channels) for _ in range(config.transformer_depth)
         )
         self.projection_out = nn.Conv2d(channels, channels, 1)
 
-    def forward(self, hidden_states: Tensor, prompt_states: Tensor) -> Tensor:
-        """(B, C, H, W), (B, L, context_width) -> (B, C, H, W)."""
+    def forward(self, hidden_states: Tensor, prompt: Prompt) -> Tensor:
+        """(B, C, H, W) -> (B, C, H, W)."""
         tokens = self.projection_in(self.norm(hidden_states)).flatten(2).transpose(1, 2)  # (B, H * W, C)
         for block in self.blocks:
-            tokens = block(tokens, prompt_states)
+            tokens = block(tokens, prompt)
         tokens = tokens.transpose(1, 2).reshape(hidden_states.shape)
         return hidden_states + self.projection_out(tokens)
 
 
-class GalipBlock(nn.Module):
+class GalipBlock(GradientCheckpointingLayer):
     """A residual block and, at the rates that have attention, a spatial transformer."""
 
     def __init__(self, config: GalipConfig, in_channels: int, out_channels: int, rate: int) -> None:
@@ -178,11 +226,11 @@ class GalipBlock(nn.Module):
         has_attention = rate in config.attention_rates
         self.transformer = GalipSpatialTransformer(config, out_channels) if has_attention else None
 
-    def forward(self, hidden_states: Tensor, label_embedding: Tensor, prompt_states: Tensor) -> Tensor:
+    def forward(self, hidden_states: Tensor, label_embedding: Tensor, prompt: Prompt) -> Tensor:
         """(B, C_in, H, W) -> (B, C_out, H, W)."""
         hidden_states = self.residual(hidden_states, label_embedding)
         if self.transformer is not None:
-            hidden_states = self.transformer(hidden_states, prompt_states)
+            hidden_states = self.transformer(hidden_states, prompt)
         return hidden_states
 
 
@@ -200,12 +248,12 @@ class GalipEncoderLevel(nn.Module):
         self.downsample = None if is_last else GalipResidualBlock(config, channels, channels, resample="down")
 
     def forward(
-        self, hidden_states: Tensor, label_embedding: Tensor, prompt_states: Tensor
+        self, hidden_states: Tensor, label_embedding: Tensor, prompt: Prompt
     ) -> tuple[Tensor, list[Tensor]]:
         """(B, C_in, H, W) -> (B, C, H', W') and the output of every block, which are the skips."""
         skips = []
         for block in self.blocks:
-            hidden_states = block(hidden_states, label_embedding, prompt_states)
+            hidden_states = block(hidden_states, label_embedding, prompt)
             skips.append(hidden_states)
         if self.downsample is not None:
             hidden_states = self.downsample(hidden_states, label_embedding)
@@ -229,18 +277,18 @@ class GalipDecoderLevel(nn.Module):
         self.upsample = GalipResidualBlock(config, channels, channels, resample="up") if level else None
 
     def forward(
-        self, hidden_states: Tensor, skips: list[Tensor], label_embedding: Tensor, prompt_states: Tensor
+        self, hidden_states: Tensor, skips: list[Tensor], label_embedding: Tensor, prompt: Prompt
     ) -> Tensor:
         """(B, C_in, H, W) -> (B, C, H', W'); every block takes the last of `skips` off the list."""
         for block in self.blocks:
             hidden_states = torch.cat([hidden_states, skips.pop()], dim=1)
-            hidden_states = block(hidden_states, label_embedding, prompt_states)
+            hidden_states = block(hidden_states, label_embedding, prompt)
         if self.upsample is not None:
             hidden_states = self.upsample(hidden_states, label_embedding)
         return hidden_states
 
 
-class GalipMiddle(nn.Module):
+class GalipMiddle(GradientCheckpointingLayer):
     """Residual block, spatial transformer, residual block at the coarsest resolution."""
 
     def __init__(self, config: GalipConfig, channels: int) -> None:
@@ -249,10 +297,10 @@ class GalipMiddle(nn.Module):
         self.transformer = GalipSpatialTransformer(config, channels)
         self.residual_out = GalipResidualBlock(config, channels, channels)
 
-    def forward(self, hidden_states: Tensor, label_embedding: Tensor, prompt_states: Tensor) -> Tensor:
+    def forward(self, hidden_states: Tensor, label_embedding: Tensor, prompt: Prompt) -> Tensor:
         """(B, C, H, W) -> (B, C, H, W)."""
         hidden_states = self.residual_in(hidden_states, label_embedding)
-        hidden_states = self.transformer(hidden_states, prompt_states)
+        hidden_states = self.transformer(hidden_states, prompt)
         return self.residual_out(hidden_states, label_embedding)
 
 
@@ -264,6 +312,7 @@ class GalipPreTrainedModel(PreTrainedModel):
     main_input_name = "pixel_values"
     input_modalities = ["image"]  # noqa: RUF012 (as transformers declares it)
     _supports_sdpa = True
+    supports_gradient_checkpointing = True
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
@@ -396,7 +445,7 @@ class GalipForImageTranslation(GalipPreTrainedModel):
             skip_channels = [skips.pop() for _ in range(config.blocks_per_level + 1)]
             self.decoder.append(GalipDecoderLevel(config, level, width, skip_channels))
             width = channels[level]
-        self.norm_out = nn.GroupNorm(config.norm_groups, width, eps=1e-5)
+        self.norm_out = GalipGroupNorm(config.norm_groups, width, eps=1e-5)
         self.conv_out = nn.Conv2d(width, 1, 3, padding=1)
         self.register_buffer("prompt_states", torch.zeros(len(config.domains), *config.prompt_states_shape))
         self._has_prompts = False
@@ -508,28 +557,80 @@ class GalipForImageTranslation(GalipPreTrainedModel):
         if tuple(prompt_states.shape) != expected:
             raise GalipError(f"prompt_states: found shape {tuple(prompt_states.shape)}; expected {expected}")
         height, width = pixel_values.shape[-2:]
-        multiple = 2 ** (len(self.config.channel_multipliers) - 1)
-        padding = (
-            0,
-            math.ceil(width / multiple) * multiple - width,
-            0,
-            math.ceil(height / multiple) * multiple - height,
-        )
-        hidden_states = F.pad(pixel_values, padding, mode="replicate")
-        hidden_states = self._translate(hidden_states, F.silu(self.label_embedding(labels)), prompt_states)
-        return GalipTranslationOutput(translation=hidden_states[..., :height, :width])
+        label_embedding = F.silu(self.label_embedding(labels))
+        features = self._encode_shared(self._pad(pixel_values), label_embedding, prompt_states)
+        translation = self._decode(*features, label_embedding, prompt_states)
+        return GalipTranslationOutput(translation=translation[..., :height, :width])
 
-    def _translate(self, hidden_states: Tensor, label_embedding: Tensor, prompt_states: Tensor) -> Tensor:
-        conditions = (label_embedding, prompt_states)
-        hidden_states = self.conv_in(hidden_states)
+    def prepare_target(self, target_domain: str) -> GalipTarget:
+        """What depends on the target alone: its label's embedding, the keys and values of its prompt.
+
+        Raises:
+            GalipError: an unknown domain, or no prompt states.
+        """
+        labels = self.target_labels(target_domain, 1)
+        states = self._states_of_prompts(labels)
+        prompt: dict[nn.Module, KeysAndValues] = {
+            module.cross_attention: module.cross_attention.keys_and_values(states)
+            for module in self.modules()
+            if isinstance(module, GalipTransformerBlock)
+        }
+        return GalipTarget(target_domain, F.silu(self.label_embedding(labels)), prompt)
+
+    def translate(self, pixel_values: Tensor, targets: Sequence[GalipTarget]) -> list[Tensor]:
+        """The same images to each of `targets`, as `forward` would, with what the targets share done once.
+
+        Args:
+            pixel_values: (B, 1, H, W) float in [0, 1].
+            targets: from `prepare_target`; at least one.
+
+        Returns:
+            One (B, 1, H, W) a target, equal to `forward`'s to rounding.
+
+        Raises:
+            GalipError: images of a wrong shape or type.
+        """
+        self._check_pixel_values(pixel_values)
+        height, width = pixel_values.shape[-2:]
+        hidden_states, skips = self._encode_shared(
+            self._pad(pixel_values), targets[0].label_embedding, targets[0].prompt
+        )
+        return [
+            self._decode(hidden_states, list(skips), target.label_embedding, target.prompt)[
+                ..., :height, :width
+            ]
+            for target in targets
+        ]
+
+    def _pad(self, pixel_values: Tensor) -> Tensor:
+        """Height and width up to a multiple of the coarsest rate, by repeating the border."""
+        height, width = pixel_values.shape[-2:]
+        multiple = 2 ** (len(self.config.channel_multipliers) - 1)
+        bottom, right = (math.ceil(length / multiple) * multiple - length for length in (height, width))
+        return F.pad(pixel_values, (0, right, 0, bottom), mode="replicate")
+
+    def _encode_shared(
+        self, pixel_values: Tensor, label_embedding: Tensor, prompt: Prompt
+    ) -> tuple[Tensor, list[Tensor]]:
+        """The encoder's `config.shared_levels`, whose output is the same for every target."""
+        hidden_states = self.conv_in(pixel_values)
         skips = [hidden_states]
-        for level in self.encoder:
-            hidden_states, level_skips = level(hidden_states, *conditions)
+        for level in self.encoder[: self.config.shared_levels]:
+            hidden_states, level_skips = level(hidden_states, label_embedding, prompt)
             skips += level_skips
-        hidden_states = self.middle(hidden_states, *conditions)
+        return hidden_states, skips
+
+    def _decode(
+        self, hidden_states: Tensor, skips: list[Tensor], label_embedding: Tensor, prompt: Prompt
+    ) -> Tensor:
+        """The encoder's other levels, the middle and the decoder; uses up `skips`."""
+        for level in self.encoder[self.config.shared_levels :]:
+            hidden_states, level_skips = level(hidden_states, label_embedding, prompt)
+            skips += level_skips
+        hidden_states = self.middle(hidden_states, label_embedding, prompt)
         for level in self.decoder:
-            hidden_states = level(hidden_states, skips, *conditions)
+            hidden_states = level(hidden_states, skips, label_embedding, prompt)
         return self.conv_out(F.silu(self.norm_out(hidden_states)))
 
 
-__all__ = ["GalipForImageTranslation", "GalipPreTrainedModel", "GalipTranslationOutput"]
+__all__ = ["GalipForImageTranslation", "GalipPreTrainedModel", "GalipTarget", "GalipTranslationOutput"]

@@ -24,15 +24,18 @@ import yaml
 from . import phantom
 from .clip_backbone import BIOMED_CLIP, ClipBackbone
 from .configuration_galip import IXI_DOMAINS, GalipConfig
-from .data.readers import read_volume
+from .data.paired import TableSubjects
 from .data.sampling import UnpairedSlices
 from .data.table import SliceReader, SubjectVolume, domain_slices, load_table, write_table
+from .domain_statistics import DomainStatistics
 from .errors import GalipError
 from .evaluation import evaluate
 from .files import atomic_write
 from .image_processing_galip import GalipImageProcessor
 from .inference import translate_slices
 from .modeling_galip import GalipForImageTranslation
+from .prepare.sources import Scan
+from .prepare.subjects import Settings, prepare_subject
 from .tiny_clip import build_tiny_clip, train_tiny_clip
 from .trainer import GalipTrainer, Validate
 from .training_args import GalipTrainingArguments
@@ -219,11 +222,18 @@ def phantom_volumes(
 
 
 def file_volumes(files: Sequence[FileRecipe], processor: GalipImageProcessor) -> Iterator[SubjectVolume]:
-    """Volumes read from files, each normalised by its domain's rule."""
+    """Volumes read from files as `galip-hf prepare` reads them, in their own pixels, subject by subject."""
+    settings = Settings(rules=processor.intensity_rules, spacing="native")
+    subjects: dict[tuple[str, str], list[Scan]] = {}
     for entry in files:
-        volume = read_volume(entry.path)
-        array = processor.normalize_volume(volume.array, entry.domain).pixel_values[:, 0]
-        yield SubjectVolume(np.asarray(array), entry.domain, entry.subject, entry.split)
+        its = subjects.setdefault((entry.subject, entry.split), [])
+        its.append(Scan(entry.path, entry.domain, entry.subject))
+    for (subject, split), scans in subjects.items():
+        prepared = prepare_subject(scans, settings)
+        for excluded in prepared.record["excluded"]:
+            raise GalipError(excluded["reason"])  # a recipe's files are named one by one: all are wanted
+        for domain, array in prepared.volumes.items():
+            yield SubjectVolume(array, domain, subject, split)
 
 
 def prepare_table(
@@ -242,6 +252,31 @@ def prepare_table(
         directory.parent.mkdir(parents=True, exist_ok=True)
         write_table(volumes, directory, domains=config.domain_names, image_size=config.image_size)
     return load_table(directory)
+
+
+class _TableVolumes(Sequence[np.ndarray]):
+    """Volumes of a table, read when asked for."""
+
+    def __init__(self, reader: SliceReader, rows: list[list[int]]) -> None:
+        self.reader, self.rows = reader, rows
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: Any) -> Any:
+        return np.stack([self.reader[row] for row in self.rows[index]])
+
+
+def measure_statistics(table: datasets.Dataset, domains: Sequence[str]) -> dict[str, DomainStatistics]:
+    """Statistics of each domain's slices in a table, subject by subject in the table's order."""
+    reader, names = SliceReader(table), table.features["domain"].names
+    rows: dict[str, dict[str, list[int]]] = {domain: {} for domain in domains}
+    for row, (subject, label) in enumerate(zip(table["subject"], table["domain"], strict=True)):
+        rows[names[label]].setdefault(subject, []).append(row)
+    return {
+        domain: DomainStatistics.measure(_TableVolumes(reader, list(volumes.values())))
+        for domain, volumes in rows.items()
+    }
 
 
 # CLIP
@@ -317,9 +352,11 @@ def make_config(recipe: Recipe, backbone: ClipBackbone) -> GalipConfig:
 
 
 def make_validation(table: datasets.DatasetDict, domains: Sequence[str]) -> Validate | None:
-    """A function that scores a model on the validation subjects of all domains; None if there are none."""
-    subjects = _paired_subjects(table["validation"], domains) if "validation" in table else []
-    if not subjects:
+    """A function that scores a model on the paired validation subjects; None if there are none."""
+    if "validation" not in table:
+        return None
+    subjects = TableSubjects(table["validation"], domains)
+    if not subjects.paired:
         return None
     training_slices = {domain: domain_slices(table["train"], domain, limit=100) for domain in domains}
 
@@ -331,31 +368,15 @@ def make_validation(table: datasets.DatasetDict, domains: Sequence[str]) -> Vali
             domains=domains,
         )
         cells = report["protocols"]["fixed"]["masked"]["directions"]
-        scores = {f"psnr {direction}": cell["psnr"] for direction, cell in cells.items()}
+        # A direction that no subject has is left out.
+        scores = {f"psnr {direction}": cell["psnr"] for direction, cell in cells.items() if cell["n"]}
         return {"psnr": float(np.mean(list(scores.values()))), **scores}
 
     return validate
 
 
-def _paired_subjects(table: datasets.Dataset, domains: Sequence[str]) -> list[dict[str, np.ndarray]]:
-    """Volumes by domain of each subject whose slices are there in every domain."""
-    reader, names = SliceReader(table), table.features["domain"].names
-    found: dict[str, dict[int, dict[str, int]]] = {}
-    columns = zip(table["subject"], table["slice"], table["domain"], strict=True)
-    for row, (subject, number, label) in enumerate(columns):
-        found.setdefault(subject, {}).setdefault(number, {})[names[label]] = row
-    subjects = []
-    for slices in found.values():
-        complete = [slices[number] for number in sorted(slices) if set(domains) <= set(slices[number])]
-        if complete:
-            subjects.append(
-                {domain: np.stack([reader[rows[domain]] for rows in complete]) for domain in domains}
-            )
-    return subjects
-
-
-def run_recipe(recipe: Recipe) -> GalipForImageTranslation:
-    """Prepare the data, load the CLIP model, train; returns the model that `output_dir/model` holds."""
+def run_recipe(recipe: Recipe) -> GalipTrainer:
+    """Prepare the data, load the CLIP model, train; returns the trainer, `train` having ended."""
     from accelerate import PartialState
     from accelerate.utils import set_seed
 
@@ -364,6 +385,7 @@ def run_recipe(recipe: Recipe) -> GalipForImageTranslation:
         config = make_config(recipe, backbone)
         processor = GalipImageProcessor.from_config(config)
         table = prepare_table(recipe, processor, config)
+        processor.set_statistics(measure_statistics(table["train"], config.domain_names))
     set_seed(recipe.training.seed)
     model = GalipForImageTranslation(config)
     dataset = UnpairedSlices(
@@ -374,7 +396,8 @@ def run_recipe(recipe: Recipe) -> GalipForImageTranslation:
     )
     validate = make_validation(table, config.domain_names) if recipe.training.validation_steps else None
     trainer = GalipTrainer(model, processor, backbone, recipe.training, dataset, validate)
-    return trainer.train()
+    trainer.train()
+    return trainer
 
 
 __all__ = ["Recipe", "load_recipe", "run_recipe"]

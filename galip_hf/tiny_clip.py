@@ -58,6 +58,7 @@ def build_tiny_clip(
     text_width: int = 64,
     text_depth: int = 2,
     context_length: int = 32,
+    feed_forward_multiplier: int = 2,
     seed: int = 0,
 ) -> Path:
     """Write an untrained tiny CLIP model (a stand-in, not BiomedCLIP) that `ClipBackbone.from_pretrained`
@@ -71,6 +72,7 @@ def build_tiny_clip(
         embedding_width: of the space shared by images and texts.
         text_width, text_depth: of the text tower.
         context_length: tokens per text, [CLS] and [SEP] included.
+        feed_forward_multiplier: hidden width of both towers' feed-forward layers over their width.
         seed: of the initial weights. Equal arguments write equal bytes.
 
     Returns:
@@ -99,7 +101,7 @@ def build_tiny_clip(
             "embed_dim": width,
             "depth": depth,
             "num_heads": heads,
-            "mlp_ratio": 2,
+            "mlp_ratio": feed_forward_multiplier,
             "weight_init": "jax",  # Xavier; the default deviation of 0.02 stalls narrow layers
         },
     }
@@ -107,7 +109,9 @@ def build_tiny_clip(
     with atomic_write(directory) as work:
         (work / "vision").mkdir(parents=True)
         _write_json(work / "vision" / "config.json", image_tower)
-        _write_text_tower(work, vocabulary, text_width, text_depth, heads, context_length)
+        _write_text_tower(
+            work, vocabulary, text_width, text_depth, heads, context_length, feed_forward_multiplier
+        )
         _write_json(
             work / "open_clip_config.json", _open_clip_config(embedding_width, image_size, context_length)
         )
@@ -228,7 +232,13 @@ def _vocabulary(captions: Sequence[str]) -> list[str]:
 
 
 def _write_text_tower(
-    directory: Path, vocabulary: list[str], width: int, depth: int, heads: int, context_length: int
+    directory: Path,
+    vocabulary: list[str],
+    width: int,
+    depth: int,
+    heads: int,
+    context_length: int,
+    feed_forward_multiplier: int,
 ) -> None:
     """Write BERT's config.json and the WordPiece tokenizer's files."""
     from transformers import BertConfig, BertTokenizer
@@ -238,7 +248,7 @@ def _write_text_tower(
         hidden_size=width,
         num_hidden_layers=depth,
         num_attention_heads=heads,
-        intermediate_size=2 * width,
+        intermediate_size=feed_forward_multiplier * width,
         initializer_range=width**-0.5,  # as in the image tower
         max_position_embeddings=context_length,
         hidden_dropout_prob=0.0,

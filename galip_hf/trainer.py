@@ -1,63 +1,62 @@
-"""Training of I2I-Galip on Accelerate: a generator step, a discriminator step, a moving average.
+"""Training of I2I-Galip: batches in, optimiser steps, a moving average, a log, checkpoints.
 
-Source: Korkmaz & Patel, MIDL 2025, section 2. One step takes unpaired images x_A of domain A, x_B of B:
-
-1. fakes G(x_A, B), G(x_B, A); identities G(x_A, A), G(x_B, B); reconstructions of the fakes; one pass of the
-   frozen ViT over the fakes (with gradients) and one over the reals (without); one summed loss, one backward;
-2. the heads on the reals' features and the detached fakes' features; one backward;
-3. the moving average of the generator.
+What a step computes is in `training_step`; how processes agree in `distributed`. Every choice of data and of
+augmentation is a function of (seed, epoch, index), so a run that is resumed equals one that was never
+stopped, and processes with a part of the batch each equal one process with all of it.
 """
 
-import json
 import logging
 import time
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import Accelerator, skip_first_batches
-from accelerate.utils import set_seed
-from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from accelerate.utils import gather_object
+from torch import Tensor, nn
+from torch.utils.data import Dataset
 from tqdm.auto import tqdm
 
-from . import losses
-from .checkpoint import load_checkpoint, save_checkpoint
-from .clip_backbone import ClipBackbone, ClipImageFeatures
+from .best import BestValidation
+from .checkpoint import (
+    latest_checkpoint,
+    load_optimizer_tensors,
+    load_state,
+    load_tensors,
+    optimizer_tensors,
+    refuse_differences,
+    save_checkpoint,
+)
+from .clip_backbone import ClipBackbone
+from .data.loading import StepLoader
 from .discriminator import GalipDiscriminator
+from .distributed import ProcessGroup
 from .ema import ExponentialMovingAverage
 from .errors import GalipError
+from .files import atomic_write
+from .finite import FiniteGuard
 from .image_processing_galip import GalipImageProcessor
 from .modeling_galip import GalipForImageTranslation
+from .signals import SIGNALS, noted_signals
+from .tracking import RunLog, StepRecord
 from .training_args import GalipTrainingArguments
+from .training_step import TrainingStep, UnpairedBatch
 
 logger = logging.getLogger(__name__)
 
 Validate = Callable[[GalipForImageTranslation], dict[str, float]]
+SavePictures = Callable[[GalipForImageTranslation, Path], Path]
 
-
-@dataclass(frozen=True)
-class UnpairedBatch:
-    """Both directions of B pairs: sources (2 B, 1, H, W), their labels and their targets' labels (2 B,)."""
-
-    sources: Tensor
-    source_labels: Tensor
-    target_labels: Tensor
-
-    @classmethod
-    def of(cls, items: Mapping[str, Tensor]) -> "UnpairedBatch":
-        """From collated items of `UnpairedSlices`."""
-        return cls(
-            torch.cat([items["image_a"], items["image_b"]]),
-            torch.cat([items["domain_a"], items["domain_b"]]),
-            torch.cat([items["domain_b"], items["domain_a"]]),
-        )
-
-
-def other_direction(values: Tensor) -> Tensor:
-    """Exchange the halves of a batch: for each source's position, the real image of its target domain."""
-    return values.roll(len(values) // 2, dims=0)
+# What settles the order and content of the batches: a checkpoint made with others cannot be gone on with.
+_BOUND_ARGUMENTS = (
+    "seed",
+    "batch_size",
+    "gradient_accumulation_steps",
+    "horizontal_flip",
+    "augmentation",
+    "paired_share",
+)
+_PRECISIONS = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 class GalipTrainer:
@@ -68,10 +67,15 @@ class GalipTrainer:
         processor: saved beside the model.
         backbone: frozen CLIP model; never saved, never trained.
         arguments: choices of the run.
-        train_dataset: map-style, items as those of `UnpairedSlices`, with `set_epoch`.
+        train_dataset: items as those of `UnpairedSlices`, with `set_epoch` and `subject_and_slice`.
         validate: returns named numbers for the moving average's model; called every `validation_steps`.
+        save_pictures: draws that model's translations into a PNG file, then too.
 
     After `train()`, `output_dir/model` holds the moving average and the processor, `log.jsonl` the log.
+    `stopped_by` is the name of the signal that ended `train()` early, or None.
+
+    Raises:
+        GalipError: an epoch shorter than a batch.
     """
 
     def __init__(
@@ -82,278 +86,337 @@ class GalipTrainer:
         arguments: GalipTrainingArguments,
         train_dataset: Dataset,
         validate: Validate | None = None,
+        save_pictures: SavePictures | None = None,
     ) -> None:
-        self.arguments, self.processor, self.validate = arguments, processor, validate
-        self.accelerator = Accelerator(mixed_precision=arguments.mixed_precision)
-        device = self.accelerator.device
+        self.arguments, self.processor = arguments, processor
+        self.validate, self.save_pictures = validate, save_pictures
+        self.processes = ProcessGroup()
+        device = self.processes.state.device
         self.backbone = backbone.to(device)
-        model.to(device).train()
-        model.set_prompts(self.backbone)
-        self.text_embeddings = backbone.encode_prompts(model.config.prompts).embedding.to(device)
-        self.ema = ExponentialMovingAverage(model, arguments.ema_decay)
-        set_seed(arguments.seed)
-        discriminator = GalipDiscriminator(
-            len(model.config.domains),
-            len(backbone.image_blocks),
-            backbone.image_width,
-            backbone.embedding_width,
+        self.generator = model.to(device).train()
+        self.generator.set_prompts(self.backbone)
+        if arguments.gradient_checkpointing:
+            self.generator.activation_checkpointing_enable()
+        if arguments.torch_compile:
+            self.generator.compile()
+        text_embeddings = backbone.encode_prompts(model.config.prompts).embedding.to(device)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(arguments.seed)
+            self.discriminator = GalipDiscriminator(
+                len(model.config.domains),
+                len(backbone.image_blocks),
+                backbone.image_width,
+                backbone.embedding_width,
+            ).to(device)
+        self.processes.broadcast(self.generator)
+        self.processes.broadcast(self.discriminator)
+        self.ema = ExponentialMovingAverage(model, arguments.ema_decay_of(self.images_per_step))
+        self.generator_optimizer = self._optimizer(self.generator, arguments.learning_rate)
+        self.discriminator_optimizer = self._optimizer(
+            self.discriminator, arguments.discriminator_learning_rate
         )
-        optimizers = [
-            torch.optim.Adam(network.parameters(), lr=rate, betas=arguments.adam_betas)
-            for network, rate in (
-                (model, arguments.learning_rate),
-                (discriminator, arguments.discriminator_learning_rate),
-            )
-        ]
-        if len(train_dataset) < arguments.batch_size:  # type: ignore[arg-type]
-            raise GalipError(
-                f"training: an epoch has {len(train_dataset)} pairs, fewer than batch_size "  # type: ignore[arg-type]
-                f"{arguments.batch_size}; prepare more slices or lower batch_size"
-            )
-        loader = DataLoader(
-            train_dataset,
-            batch_size=arguments.batch_size,
-            num_workers=arguments.num_workers,
-            persistent_workers=arguments.num_workers > 0,
-            drop_last=True,
-            # Unused for the order, which is the dataset's: it keeps the loader off the global generator.
-            generator=torch.Generator().manual_seed(arguments.seed),
-        )
-        prepared = self.accelerator.prepare(model, discriminator, *optimizers, loader)
-        (
+        self.scaler = torch.amp.GradScaler(device.type, enabled=arguments.mixed_precision == "fp16")
+        self.guard = FiniteGuard(arguments.max_skipped_steps, device)
+        self.loader = StepLoader(train_dataset, arguments, self.processes.size, self._process, device)
+        self.gradients = TrainingStep(
             self.generator,
             self.discriminator,
-            self.generator_optimizer,
-            self.discriminator_optimizer,
-            self.loader,
-        ) = prepared
+            self.backbone,
+            text_embeddings,
+            arguments.loss_weights,
+            self._autocast,
+            self.scaler.scale,  # type: ignore[arg-type]
+        )
+        self.record = StepRecord()
+        self.best = (
+            BestValidation(arguments.metric_for_best, arguments.early_stopping_patience)
+            if arguments.metric_for_best
+            else None
+        )
         self.step = 0
+        self.stopped_by: str | None = None
 
-    # Steps
+    def _optimizer(self, network: nn.Module, rate: float) -> torch.optim.Adam:
+        # Fused: one pass over the weights, and a step can be skipped without asking the device.
+        return torch.optim.Adam(network.parameters(), lr=rate, betas=self.arguments.adam_betas, fused=True)
 
-    def generator_losses(
-        self, batch: UnpairedBatch
-    ) -> tuple[dict[str, Tensor], ClipImageFeatures | None, ClipImageFeatures | None]:
-        """The generator's losses by name, unweighted, and the ViT's features of reals and fakes (if used).
+    def _autocast(self) -> torch.autocast:
+        precision = _PRECISIONS.get(self.arguments.mixed_precision)
+        device = self.processes.state.device.type
+        return torch.autocast(device, dtype=precision, enabled=precision is not None)
 
-        A loss of weight 0 is neither computed nor returned.
+    @property
+    def _process(self) -> int:
+        return self.processes.state.process_index
+
+    @property
+    def _is_main(self) -> bool:
+        return self.processes.state.is_main_process
+
+    @property
+    def images_per_step(self) -> int:
+        """Training images of an optimiser step, over all processes."""
+        arguments = self.arguments
+        return 2 * arguments.batch_size * arguments.gradient_accumulation_steps * self.processes.size
+
+    # A step
+
+    def training_step(
+        self, batches: Sequence[UnpairedBatch], domains: Sequence[int]
+    ) -> dict[str, dict[str, Tensor]]:
+        """One step of both optimisers on the mean gradients of some batches.
+
+        Args:
+            batches: of this process.
+            domains: labels that the batches of all processes hold.
+
+        Returns:
+            Values by group, means over the batches, on the device.
         """
-        weights = self.arguments.loss_weights
-        values: dict[str, Tensor] = {}
-        real_features = fake_features = None
-        uses_clip = bool(weights.adversarial or weights.class_token or weights.clip)
-        if uses_clip or weights.cycle:
-            fakes = self.generator(batch.sources, batch.target_labels).translation
-        if uses_clip:
-            text_embedding = self.text_embeddings[batch.target_labels]
-            fake_features = self.backbone.encode_images(fakes)
-            if weights.adversarial or weights.class_token:
-                with torch.no_grad():
-                    real_features = self.backbone.encode_images(batch.sources)
-            if weights.adversarial:
-                logits = self.accelerator.unwrap_model(self.discriminator)(
-                    fake_features.patch_tokens, batch.target_labels, text_embedding
-                )
-                values["adversarial"] = losses.adversarial_generator_loss(logits)
-            if weights.clip:
-                values["clip"] = losses.clip_loss(fake_features.embedding, text_embedding)
-            if weights.class_token:
-                values["class_token"] = losses.class_token_loss(
-                    fake_features.class_tokens,
-                    other_direction(real_features.class_tokens),  # type: ignore[union-attr]
-                )
-        if weights.cycle:
-            reconstruction = self.generator(fakes, batch.source_labels).translation
-            values["cycle"] = losses.cycle_loss(reconstruction, batch.sources)
-        if weights.identity:
-            identity = self.generator(batch.sources, batch.source_labels).translation
-            values["identity"] = losses.identity_loss(identity, batch.sources)
-        return values, real_features, fake_features
+        self._set_learning_rate()
+        all_values = [self.gradients.backward(batch, 1 / len(batches)) for batch in batches]
+        is_adversarial = bool(self.arguments.loss_weights.adversarial)
+        networks: dict[str, tuple[torch.optim.Adam, list[nn.Parameter]]] = {
+            "generator": (self.generator_optimizer, list(self.generator.parameters()))
+        }
+        if is_adversarial:
+            heads = [p for label in domains for p in self.discriminator.heads(label).parameters()]
+            networks["discriminator"] = (self.discriminator_optimizer, heads)
+        norms = {}
+        for name, (optimizer, parameters) in networks.items():
+            self.processes.average_gradients(parameters)
+            self.scaler.unscale_(optimizer)
+            norms[name] = self._clip(parameters)
+        skip = self.guard.check(torch.stack(list(norms.values())), batches)
+        for optimizer, _ in networks.values():
+            optimizer.grad_scale, optimizer.found_inf = None, skip  # type: ignore[attr-defined]
+            optimizer.step()
+            optimizer.zero_grad()
+        self.scaler.update()
+        self.discriminator.power_iteration(domains if is_adversarial else ())
+        self.ema.update(self.generator, skip)
+        values = {
+            group: {
+                name: torch.stack([values[group][name] for values in all_values]).mean() for name in named
+            }
+            for group, named in all_values[0].items()
+        }
+        return {**values, "gradient_norms": norms}
 
-    def discriminator_loss(
-        self, batch: UnpairedBatch, real: ClipImageFeatures, fake: ClipImageFeatures
-    ) -> Tensor:
-        """The heads' loss on features that carry no gradient; reals and fakes in one call."""
-        tokens = [
-            torch.cat([real_tokens, fake_tokens.detach()])
-            for real_tokens, fake_tokens in zip(real.patch_tokens, fake.patch_tokens, strict=True)
-        ]
-        labels = torch.cat([batch.source_labels, batch.target_labels])
-        real_logits, fake_logits = self.discriminator(tokens, labels, self.text_embeddings[labels]).chunk(2)
-        return losses.adversarial_discriminator_loss(real_logits, fake_logits)
-
-    def training_step(self, batch: UnpairedBatch) -> dict[str, Tensor]:
-        """One step of the generator, then one of the discriminator; returns the losses, on the device."""
-        weights = self.arguments.loss_weights
-        heads = self.accelerator.unwrap_model(self.discriminator)
-        heads.requires_grad_(False)
-        with self.accelerator.autocast():
-            values, real_features, fake_features = self.generator_losses(batch)
-            total = torch.stack(
-                [losses.DIRECTIONS * getattr(weights, name) * value for name, value in values.items()]
-            )
-        self.accelerator.backward(total.sum())
-        self.generator_optimizer.step()
-        self.generator_optimizer.zero_grad()
-        heads.requires_grad_(True)
-        values = {name: value.detach() for name, value in values.items()}
-        if real_features is not None and fake_features is not None and weights.adversarial:
-            heads.power_iteration()
-            with self.accelerator.autocast():
-                loss = losses.DIRECTIONS * self.discriminator_loss(batch, real_features, fake_features)
-            self.accelerator.backward(loss)
-            self.discriminator_optimizer.step()
-            self.discriminator_optimizer.zero_grad()
-            values["discriminator"] = loss.detach() / losses.DIRECTIONS
-        self.ema.update(self.accelerator.unwrap_model(self.generator))
-        return values
-
-    # Loop
-
-    def _batches(self) -> Iterator[UnpairedBatch]:
-        """Batches from the present step on, for ever; epochs follow from the step."""
-        steps_per_epoch = len(self.loader)
-        while True:
-            epoch, done = divmod(self.step, steps_per_epoch)
-            # Not the dataset's: the loader would set that back to an epoch of its own counting.
-            self.loader.set_epoch(epoch)
-            for items in skip_first_batches(self.loader, done) if done else self.loader:
-                yield UnpairedBatch.of(items)
+    def _clip(self, parameters: Sequence[nn.Parameter]) -> Tensor:
+        """Clip gradients to `max_gradient_norm`; returns their norm before."""
+        limit = self.arguments.max_gradient_norm or float("inf")
+        return torch.nn.utils.clip_grad_norm_(parameters, limit, foreach=True)
 
     def _set_learning_rate(self) -> None:
-        factor = self.arguments.learning_rate_factor(self.step)
-        for optimizer, rate in (
-            (self.generator_optimizer, self.arguments.learning_rate),
-            (self.discriminator_optimizer, self.arguments.discriminator_learning_rate),
+        for optimizer, rate in zip(
+            (self.generator_optimizer, self.discriminator_optimizer),
+            self.learning_rates(self.step).values(),
+            strict=True,
         ):
             for group in optimizer.param_groups:
-                group["lr"] = rate * factor
+                group["lr"] = rate
+
+    def learning_rates(self, step: int) -> dict[str, float]:
+        """Of step `step`, counted from 0."""
+        arguments = self.arguments
+        factor = arguments.learning_rate_factor(step)
+        return {
+            "generator": arguments.learning_rate * factor,
+            "discriminator": arguments.discriminator_learning_rate * factor,
+        }
+
+    # The loop
 
     def train(self) -> GalipForImageTranslation:
-        """Run to `max_steps`; returns the moving average's model, which is also saved."""
+        """Run to `max_steps`; returns the moving average's model, which is also saved.
+
+        SIGTERM or SIGINT (Ctrl-C) on any process: all of them end the step, save a checkpoint and return.
+
+        Raises:
+            GalipError: the output directory holds another run, a checkpoint does not fit or cannot be
+                written, or losses stay non-finite.
+        """
+        self.arguments.output_path.mkdir(parents=True, exist_ok=True)
+        self._resume()
+        self.log = (
+            RunLog(
+                self.arguments.output_path,
+                self.arguments.report_to,
+                project=self.arguments.project,
+                settings=self.arguments.to_dict(),
+                step=self.step,
+            )
+            if self._is_main
+            else None
+        )
+        try:
+            with noted_signals() as received:
+                self._run(received)
+        finally:
+            if self.log:
+                self.log.close()
+        if self.stopped_by:
+            return self.ema.module  # type: ignore[return-value]
+        return self.save_model(self.arguments.output_path / "model")
+
+    def _run(self, received: list[str]) -> None:
         arguments = self.arguments
-        arguments.output_path.mkdir(parents=True, exist_ok=True)
-        self._start()
-        batches = self._batches()
-        record = _LogRecord(arguments)
-        is_main = self.accelerator.is_main_process
+        steps = self.loader.steps(self.step)
         with tqdm(
-            total=arguments.max_steps, initial=self.step, unit="step", disable=None if is_main else True
+            total=arguments.max_steps,
+            initial=self.step,
+            unit="step",
+            disable=None if self._is_main else True,
         ) as bar:
-            while self.step < arguments.max_steps:
+            while self.step < arguments.max_steps and not (self.best and self.best.is_over):
                 waiting = time.perf_counter()
-                batch = next(batches)
-                record.waited(time.perf_counter() - waiting)
-                self._set_learning_rate()
-                record.add(self.training_step(batch))
+                batches = next(steps)
+                self.record.waited(time.perf_counter() - waiting)
+                signals, domains = self._agree(received, batches)
+                if signals:
+                    self._stop(signals[0])
+                    return
+                self.record.add(self.training_step(batches, domains))
                 self.step += 1
                 bar.update()
-                if self._is_due(arguments.logging_steps):
-                    entry = record.entry(self.step, len(batch.sources) * self.accelerator.num_processes)
-                    self._log(entry)
-                    bar.set_postfix({name: f"{value:.3f}" for name, value in entry["losses"].items()})
-                if self.validate and self._is_due(arguments.validation_steps):
-                    self._log({"step": self.step, "validation": self.validate(self.ema.module)})  # type: ignore[arg-type]
-                if self._is_due(arguments.checkpoint_steps):
-                    self.save_checkpoint()
-        return self.save_model()
+                self._after_step(bar)
+
+    def _agree(
+        self, received: Sequence[str], batches: Sequence[UnpairedBatch]
+    ) -> tuple[list[str], list[int]]:
+        """Signals that any process got, and labels that any process's batches hold."""
+        names, labels = SIGNALS, range(len(self.discriminator.domains))
+        present = {label for batch in batches for label in batch.source_domains}
+        own = [*(name in received for name in names), *(label in present for label in labels)]
+        flags = self.processes.host_flags(own)
+        signals = [name for name, is_set in zip(names, flags[: len(names)], strict=True) if is_set]
+        domains = [label for label, is_set in zip(labels, flags[len(names) :], strict=True) if is_set]
+        return signals, domains
+
+    def _after_step(self, bar: tqdm) -> None:
+        arguments = self.arguments
+        is_logged = self._is_due(arguments.logging_steps)
+        if is_logged or self.step % arguments.max_skipped_steps == 0:
+            self._log_skipped()
+        if is_logged:
+            rates = self.learning_rates(self.step - 1)
+            entry = self.record.entry(self.step, self.images_per_step, rates, self.processes.mean)
+            self._log({**entry, "skipped_steps": self.guard.skipped})
+            bar.set_postfix({name: f"{value:.3f}" for name, value in entry["losses"].items()})
+        if self.validate and self._is_due(arguments.validation_steps):
+            self._validate(self.validate)
+        if self._is_due(arguments.checkpoint_steps):
+            self.save_checkpoint()
 
     def _is_due(self, every: int) -> bool:
         return bool(every) and (self.step % every == 0 or self.step == self.arguments.max_steps)
 
-    def _log(self, entry: dict[str, Any]) -> None:
-        if self.accelerator.is_main_process:
-            with open(self.arguments.output_path / "log.jsonl", "a", encoding="utf-8") as file:
-                file.write(json.dumps(entry) + "\n")
+    def _log(self, entry: Mapping[str, Any]) -> None:
+        if self.log:
+            self.log.write(entry)
+
+    def _log_skipped(self) -> None:
+        """Name the batches of skipped steps; stop when there were too many in a row."""
+        dataset: Any = self.loader.dataset
+        for step, rows in self.guard.collect(self.step):
+            slices = [dataset.subject_and_slice(row) for row in rows]
+            self._log({"step": step, "skipped": {"process": self._process, "slices": slices}})
+            logger.warning("step %d: a loss or gradient is not finite; skipped (slices %s)", step, slices)
+        self.guard.stop_if_hopeless(self.arguments.learning_rate)
+
+    def _validate(self, validate: Validate) -> None:
+        model: GalipForImageTranslation = self.ema.module  # type: ignore[assignment]
+        figures = validate(model)
+        self._log({"step": self.step, "validation": figures})
+        if self.save_pictures and self._is_main and self.log:
+            path = self.arguments.output_path / "pictures" / f"step-{self.step:08d}.png"
+            self.log.picture("translations", self.save_pictures(model, path), self.step)
+        if self.best and self.best.update(figures, self.step):
+            self.save_model(self.arguments.output_path / "best")
+
+    def _stop(self, name: str) -> None:
+        self.stopped_by = name
+        self.save_checkpoint()
+        logger.warning(
+            "%s: stopped after step %d; resume=true goes on from there", self.stopped_by, self.step
+        )
 
     # Saving
 
-    def save_model(self) -> GalipForImageTranslation:
-        """Write the moving average and the processor to `output_dir/model`."""
-        directory = self.arguments.output_path / "model"
-        if self.accelerator.is_main_process:
-            self.ema.module.save_pretrained(directory)  # type: ignore[operator]
-            self.processor.save_pretrained(directory)
-        self.accelerator.wait_for_everyone()
+    def save_model(self, directory: Path) -> GalipForImageTranslation:
+        """Write the moving average and the processor to a folder."""
+        if self._is_main:
+            with atomic_write(directory) as temporary:
+                self.ema.module.save_pretrained(temporary)  # type: ignore[operator]
+                self.processor.save_pretrained(temporary)
+        self.processes.state.wait_for_everyone()
         return self.ema.module  # type: ignore[return-value]
 
     def save_checkpoint(self) -> None:
-        """Write `output_dir/checkpoint`, from which `resume` goes on."""
-        if self.accelerator.is_main_process:
-            save_checkpoint(self.arguments.output_path / "checkpoint", self._state())
-        self.accelerator.wait_for_everyone()
+        """Write `output_dir/checkpoints/step-…`, from which `resume` goes on."""
+        # What each process has seen since the last log entry is its own.
+        own_states = gather_object([{"guard": self.guard.state_dict(), "record": self.record.state_dict()}])
+        if self._is_main:
+            tensors = {
+                "generator": self.generator.state_dict(),
+                "discriminator": self.discriminator.state_dict(),
+                "ema": self.ema.module.state_dict(),
+                "generator_optimizer": optimizer_tensors(self.generator_optimizer),
+                "discriminator_optimizer": optimizer_tensors(self.discriminator_optimizer),
+            }
+            state = {
+                "model": self.generator.config.own_values(),
+                "arguments": self.arguments.to_dict(),
+                "processes": self.processes.size,
+                "ema_updates": self.ema.updates,
+                "scaler": self.scaler.state_dict(),
+                "of_processes": own_states,
+                "best": self.best.state_dict() if self.best else {},
+            }
+            directory = self.arguments.output_path / "checkpoints"
+            save_checkpoint(directory, self.step, tensors, state, self.arguments.total_limit)
+        self.processes.state.wait_for_everyone()
 
-    def _state(self) -> dict[str, Any]:
-        unwrap = self.accelerator.unwrap_model
-        return {
-            "step": self.step,
-            "ema_updates": self.ema.updates,
-            "config": unwrap(self.generator).config.to_json_string(),
-            "arguments": json.dumps(self.arguments.to_dict()),
-            "generator": unwrap(self.generator).state_dict(),
-            "discriminator": unwrap(self.discriminator).state_dict(),
-            "ema": self.ema.module.state_dict(),
-            "generator_optimizer": self.generator_optimizer.optimizer.state_dict(),
-            "discriminator_optimizer": self.discriminator_optimizer.optimizer.state_dict(),
-        }
-
-    def _start(self) -> None:
-        """Go on from the checkpoint when the run is to resume; else refuse to write to an earlier log."""
-        log = self.arguments.output_path / "log.jsonl"
-        state = load_checkpoint(self.arguments.output_path / "checkpoint") if self.arguments.resume else None
-        if state is None:
-            if log.exists():
-                lacking = ", without a checkpoint to resume from" if self.arguments.resume else ""
-                remedy = "delete it" if self.arguments.resume else "set resume=true"
+    def _resume(self) -> None:
+        """Go on from the latest checkpoint when the run is to resume; else refuse to touch an earlier run."""
+        output = self.arguments.output_path
+        path = latest_checkpoint(output / "checkpoints") if self._is_main or self.arguments.resume else None
+        log = output / "log.jsonl"
+        if not self.arguments.resume:
+            if self._is_main and (path or log.exists()):
                 raise GalipError(
-                    f"{log}: an earlier run is there{lacking}; choose another output_dir or {remedy}"
+                    f"{output}: an earlier run is there; choose another output_dir or set resume=true"
                 )
-            return
-        unwrap = self.accelerator.unwrap_model
-        if state["config"] != unwrap(self.generator).config.to_json_string():
-            raise GalipError(f"{log.parent}: the checkpoint was trained with another model configuration")
-        unwrap(self.generator).load_state_dict(state["generator"])
-        unwrap(self.discriminator).load_state_dict(state["discriminator"])
-        self.ema.module.load_state_dict(state["ema"])
-        self.generator_optimizer.optimizer.load_state_dict(state["generator_optimizer"])
-        self.discriminator_optimizer.optimizer.load_state_dict(state["discriminator_optimizer"])
+        elif path is not None:
+            self._load(path)
+        self.processes.state.wait_for_everyone()
+
+    def _load(self, path: Path) -> None:
+        state = load_state(path)
+        refuse_differences(path, state["model"], self.generator.config.own_values(), "model")
+        saved, own = (
+            {**{name: arguments.get(name) for name in _BOUND_ARGUMENTS}, "processes": processes}
+            for arguments, processes in (
+                (state["arguments"], state["processes"]),
+                (self.arguments.to_dict(), self.processes.size),
+            )
+        )
+        refuse_differences(path, saved, own, "training")
+        self.generator.load_state_dict(load_tensors(path, "generator"))
+        self.discriminator.load_state_dict(load_tensors(path, "discriminator"))
+        self.ema.module.load_state_dict(load_tensors(path, "ema"))
+        load_optimizer_tensors(self.generator_optimizer, load_tensors(path, "generator_optimizer"))
+        load_optimizer_tensors(self.discriminator_optimizer, load_tensors(path, "discriminator_optimizer"))
         self.step, self.ema.updates = state["step"], state["ema_updates"]
-        logger.info("resuming at step %d", self.step)
+        if self.scaler.is_enabled():
+            self.scaler.load_state_dict(state["scaler"])
+        own_state = state["of_processes"][self._process]
+        self.guard.load_state_dict(own_state["guard"])
+        self.record.load_state_dict(own_state["record"], self.processes.state.device)
+        if self.best:
+            self.best.load_state_dict(state["best"])
+        logger.info("resuming at step %d from %s", self.step, path)
 
 
-class _LogRecord:
-    """Means over the steps since the last entry. Losses stay on the device until an entry is due."""
-
-    def __init__(self, arguments: GalipTrainingArguments) -> None:
-        self._arguments = arguments
-        self._reset()
-
-    def _reset(self) -> None:
-        self._losses: list[dict[str, Tensor]] = []
-        self._waiting = 0.0
-        self._since = time.perf_counter()
-
-    def waited(self, seconds: float) -> None:
-        self._waiting += seconds
-
-    def add(self, values: dict[str, Tensor]) -> None:
-        self._losses.append(values)
-
-    def entry(self, step: int, images_per_step: int) -> dict[str, Any]:
-        seconds = time.perf_counter() - self._since
-        names = self._losses[0]
-        entry = {
-            "step": step,
-            "losses": {
-                name: float(torch.stack([values[name] for values in self._losses]).mean()) for name in names
-            },
-            "learning_rate": self._arguments.learning_rate * self._arguments.learning_rate_factor(step - 1),
-            "images_per_second": len(self._losses) * images_per_step / seconds,
-            "seconds_per_step": seconds / len(self._losses),
-            "data_wait_share": self._waiting / seconds,
-        }
-        self._reset()
-        return entry
-
-
-__all__ = ["GalipTrainer", "UnpairedBatch", "other_direction"]
+__all__ = ["GalipTrainer"]

@@ -4,7 +4,7 @@ import os
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +12,13 @@ import numpy as np
 import pytest
 import torch
 
-from galip_hf import GalipConfig, GalipForImageTranslation
+from galip_hf import GalipConfig, GalipForImageTranslation, GalipImageProcessor
 from galip_hf.clip_backbone import ClipBackbone
-from galip_hf.data.table import SubjectVolume, write_table
+from galip_hf.data.sampling import UnpairedSlices
+from galip_hf.data.table import SubjectVolume, load_table, write_table
 from galip_hf.tiny_clip import build_tiny_clip
+from galip_hf.trainer import GalipTrainer
+from galip_hf.training_args import GalipTrainingArguments
 
 torch.set_num_threads(1)
 
@@ -131,3 +134,24 @@ def table_directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
     directory = tmp_path_factory.mktemp("table") / "table"
     names = [domain["name"] for domain in DOMAINS]
     return write_table(volumes, directory, domains=names, image_size=None)
+
+
+MakeTrainer = Callable[..., GalipTrainer]
+
+
+@pytest.fixture
+def make_trainer(tiny_backbone: ClipBackbone, table_directory: Path, tmp_path: Path) -> MakeTrainer:
+    """Make a trainer of a new tiny model; keyword arguments go to the training arguments."""
+
+    def make(validate: Any = None, model_seed: int = 0, **arguments: Any) -> GalipTrainer:
+        values = {"output_dir": str(tmp_path / "run"), "max_steps": 3, "batch_size": 2, **arguments}
+        settings = GalipTrainingArguments(**values)
+        torch.manual_seed(model_seed)
+        model = GalipForImageTranslation(tiny_config())
+        dataset = UnpairedSlices(
+            load_table(table_directory)["train"], domains=model.config.domain_names, seed=settings.seed
+        )
+        processor = GalipImageProcessor.from_config(model.config)
+        return GalipTrainer(model, processor, tiny_backbone, settings, dataset, validate)
+
+    return make

@@ -1,7 +1,10 @@
 """The evaluation report: its structure, its baselines and the numbers in its cells."""
 
+import gc
 import json
 import math
+import weakref
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +12,8 @@ import numpy as np
 import pytest
 from skimage.exposure import match_histograms
 
+from galip_hf.clip_backbone import ClipBackbone
+from galip_hf.distribution import distribution_distances, slice_features
 from galip_hf.errors import GalipError
 from galip_hf.evaluation import evaluate, write_report
 from galip_hf.metrics import fixed_scores, foreground_mask, paper_scores
@@ -157,8 +162,6 @@ def test_failures_name_the_subject_and_direction() -> None:
         evaluate(subjects, lambda v, s, t: v[:1], training, domains=DOMAINS)
     with pytest.raises(GalipError, match="subject 0, T1->T2: prediction: got 576 NaN"):
         evaluate(subjects, lambda v, s, t: v * np.float32(math.nan), training, domains=DOMAINS)
-    with pytest.raises(GalipError, match=r"subject 1: .*PD.* missing"):
-        evaluate([subjects[0], {d: subjects[1][d] for d in ("T1", "T2")}], darken, training, domains=DOMAINS)
     with pytest.raises(GalipError, match="subject 0: got shapes"):
         evaluate([{**subjects[0], "T2": subjects[0]["T2"][:1]}], darken, training, domains=DOMAINS)
     with pytest.raises(GalipError, match="expected at least one paired test subject"):
@@ -181,3 +184,124 @@ def test_write_report_refuses_non_finite_values_and_leaves_the_old_file(tmp_path
             write_report({"psnr": bad}, path)
     assert json.loads(path.read_text()) == {"psnr": 1.5}
     assert [p.name for p in path.parent.iterdir()] == ["report.json"]
+
+
+def test_a_missing_domain_costs_only_its_directions() -> None:
+    subjects = make_subjects(3)
+    whole = evaluate(subjects, darken, make_training(), domains=DOMAINS)
+    del subjects[1]["PD"]
+    report = evaluate(subjects, darken, make_training(), domains=DOMAINS, names=["anna", "ben", "cleo"])
+    for protocol, region in (("paper", "full"), ("fixed", "masked")):
+        cells, before = (r["protocols"][protocol][region]["directions"] for r in (report, whole))
+        assert [cells[d]["n"] for d in DIRECTIONS] == [3, 2, 3, 2, 2, 2]
+        assert cells["T1->T2"] == before["T1->T2"]
+    kept = [whole["per_subject"][i]["directions"]["T1->PD"]["model"]["fixed"]["full"]["mae"] for i in (0, 2)]
+    assert report["protocols"]["fixed"]["full"]["directions"]["T1->PD"]["mae"] == pytest.approx(np.mean(kept))
+    assert report["exclusions"] == [
+        {"subject": "ben", "direction": d, "reason": "PD missing"} for d in DIRECTIONS if "PD" in d
+    ]
+    assert [entry["subject"] for entry in report["per_subject"]] == ["anna", "ben", "cleo"]
+
+
+def test_a_blank_target_is_excluded_with_its_reason() -> None:
+    subjects = make_subjects(2)
+    subjects[0]["T2"][:] = 0
+    report = evaluate(subjects, darken, make_training(), domains=DOMAINS)
+    assert {(e["subject"], e["direction"]) for e in report["exclusions"]} == {(0, "T1->T2"), (0, "PD->T2")}
+    assert all("is the volume blank?" in e["reason"] for e in report["exclusions"])
+    assert report["protocols"]["fixed"]["masked"]["directions"]["T2->T1"]["n"] == 2
+    with pytest.raises(GalipError, match="no pair could be scored"):
+        evaluate([{"T1": subjects[0]["T1"]}], darken, make_training(), domains=DOMAINS)
+
+
+def test_a_blank_slice_is_skipped_by_paper_and_counted() -> None:
+    subjects = make_subjects(1)
+    subjects[0]["T2"][1] = 0
+    report = evaluate(subjects, darken, make_training(), domains=DOMAINS)
+    assert report["skipped_slices"] == {d: int("T2" in d) for d in DIRECTIONS}
+    alone = paper_scores(subjects[0]["T1"][:1] * np.float32(0.8), subjects[0]["T2"][:1])
+    assert report["protocols"]["paper"]["full"]["directions"]["T1->T2"]["psnr"] == pytest.approx(alone.psnr)
+
+
+def test_a_gain_error_leaves_paper_alone_and_moves_fixed() -> None:
+    subjects, training = make_subjects(2), make_training()
+    plain, louder = (
+        evaluate(subjects, lambda v, s, t, gain=gain: v * np.float32(gain), training, domains=DOMAINS)
+        for gain in (1.0, 0.5)
+    )
+    for d in DIRECTIONS:
+        paper, fixed = (
+            [r["protocols"][name][region]["directions"][d]["psnr"] for r in (plain, louder)]
+            for name, region in (("paper", "full"), ("fixed", "masked"))
+        )
+        assert paper[0] == pytest.approx(paper[1], abs=1e-6)
+        assert abs(fixed[0] - fixed[1]) > 0.1
+    assert louder["perceptual"]["T1->T2"]["sharpness_ratio"] == pytest.approx(
+        plain["perceptual"]["T1->T2"]["sharpness_ratio"] / 2, rel=1e-5
+    )
+
+
+def test_baselines_alone_and_without_training_slices() -> None:
+    subjects = make_subjects(2)
+    report = evaluate(subjects, None, None, domains=DOMAINS)
+    table = report["protocols"]["fixed"]["full"]
+    assert table["directions"] == {} and list(table["baselines"]) == ["copy", "histogram"]
+    assert report["histogram_reference"] == "the target itself"
+    expected = [
+        fixed_scores(match_histograms(s["T1"], s["PD"]), s["PD"])["full"].mae for s in make_subjects(2)
+    ]
+    assert table["baselines"]["histogram"]["T1->PD"]["mae"] == pytest.approx(np.mean(expected))
+    assert report["identity_collapse"] == {} and report["perceptual"] == {}
+    assert report["distribution"] == {"left_out": "no CLIP model was given (--clip SOURCE)"}
+    model_only = evaluate(subjects, darken, make_training(), domains=DOMAINS, baselines=False)
+    assert model_only["protocols"]["fixed"]["full"]["baselines"] == {}
+    whole = evaluate(subjects, darken, make_training(), domains=DOMAINS)
+    for name in ("paper", "fixed"):
+        assert (
+            model_only["protocols"][name]["full"]["directions"]
+            == whole["protocols"][name]["full"]["directions"]
+        )
+
+
+def test_subjects_are_read_one_after_the_other() -> None:
+    alive: list[weakref.ref] = []
+    most = 0
+
+    class Lazy(Sequence):
+        def __len__(self) -> int:
+            return 4
+
+        def __getitem__(self, index: int) -> dict[str, np.ndarray]:
+            nonlocal most
+            if index >= len(self):
+                raise IndexError(index)
+            subject = make_subjects(4)[index]
+            alive.append(weakref.ref(subject["T1"]))
+            gc.collect()
+            most = max(most, sum(reference() is not None for reference in alive))
+            return subject
+
+    lazily = evaluate(Lazy(), darken, make_training(), domains=DOMAINS)
+    assert most <= 2  # the last one, and the one that is being read
+    assert lazily == evaluate(make_subjects(4), darken, make_training(), domains=DOMAINS)
+
+
+def test_distribution_distances_state_their_samples(tiny_backbone: ClipBackbone) -> None:
+    rng = np.random.default_rng([9])
+    subjects = [{d: rng.random((7, 16, 18), dtype=np.float32) for d in ("T1", "T2")} for _ in range(2)]
+    del subjects[1]["T1"]
+    report = evaluate(subjects, darken, None, domains=("T1", "T2"), backbone=tiny_backbone)
+    assert set(report["distribution"]["directions"]) == {"T1->T2", "T2->T1"}
+    cell = report["distribution"]["directions"]["T1->T2"]
+    assert (cell["n_real"], cell["n_fake"], cell["kid"]) == (7, 7, None)
+    assert "n = 7" in cell["fid_reason"] and "n = 7" in cell["kid_reason"]
+    many = [{d: rng.random((14, 16, 18), dtype=np.float32) for d in ("T1", "T2")} for _ in range(2)]
+    report = evaluate(many, darken, None, domains=("T1", "T2"), backbone=tiny_backbone)
+    cell = report["distribution"]["directions"]["T1->T2"]
+    fakes = np.concatenate([s["T1"] * np.float32(0.8) for s in many])
+    expected = distribution_distances(
+        slice_features(tiny_backbone, np.concatenate([s["T2"] for s in many])),
+        slice_features(tiny_backbone, fakes),
+    )
+    assert cell["fid"] == pytest.approx(expected["fid"], rel=1e-3) and cell["fid"] > 0
+    assert cell["kid"] == pytest.approx(expected["kid"], rel=1e-3, abs=1e-6)

@@ -188,6 +188,7 @@ def test_save_and_load(processor: GalipImageProcessor, tmp_path: Path) -> None:
     processor.save_pretrained(tmp_path)
     saved = json.loads((tmp_path / "preprocessor_config.json").read_text())
     assert saved == {
+        "domain_statistics": {},
         "image_processor_type": "GalipImageProcessor",
         "intensity_rules": {"T1": PERCENTILE, "CT": WINDOW, "ready": {"rule": "none"}},
     }
@@ -210,7 +211,9 @@ def test_auto_class_and_remote_code(
     monkeypatch.setattr(GalipImageProcessor, "_auto_class", "AutoImageProcessor")
     processor.save_pretrained(tmp_path)
     files = {path.name for path in tmp_path.glob("*.py")}
-    assert files == {"image_processing_galip.py", "configuration_galip.py", "errors.py"}
+    assert files == {
+        "image_processing_galip.py", "configuration_galip.py", "domain_statistics.py", "errors.py",
+    }  # fmt: skip
     loaded = AutoImageProcessor.from_pretrained(tmp_path, trust_remote_code=True)
     assert loaded.intensity_rules == processor.intensity_rules
     again = tmp_path / "again"

@@ -6,7 +6,7 @@ import torch
 from conftest import filled_model, tiny_config
 
 from galip_hf import GalipError, GalipForImageTranslation
-from galip_hf.inference import translate_batches, translate_slices
+from galip_hf.inference import occupied, translate_batches, translate_slices
 
 
 @pytest.fixture(scope="module")
@@ -44,3 +44,11 @@ def test_other_layouts_and_types_are_taken(model: GalipForImageTranslation, slic
 def test_unknown_domain(model: GalipForImageTranslation, slices: np.ndarray) -> None:
     with pytest.raises(GalipError, match="'PD' is unknown"):
         translate_slices(model, slices, "PD")
+
+
+def test_noise_alone_is_air() -> None:
+    rng = np.random.default_rng(0)
+    slices = np.hypot(*(0.018 * rng.standard_normal((2, 3, 64, 64)))).astype(np.float32)
+    assert slices.max() > 0.06 and not occupied(slices).any()
+    slices[1, 20, 30] = 0.5  # one bright pixel is something
+    assert np.any(occupied(slices), axis=(1, 2)).tolist() == [False, True, False]

@@ -5,10 +5,20 @@ import math
 
 import numpy as np
 import pytest
-from skimage.metrics import structural_similarity
+from conftest import smooth_volume
+from scipy import ndimage
+from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
 from galip_hf.errors import GalipError
-from galip_hf.metrics import FIXED, PAPER, fixed_scores, foreground_mask, paper_scores
+from galip_hf.metrics import (
+    FIXED,
+    PAPER,
+    fixed_scores,
+    foreground_mask,
+    paper_scores,
+    sharpness_ratio,
+    slice_consistency,
+)
 
 SSIM_OPTIONS = {"gaussian_weights": True, "sigma": 1.5, "use_sample_covariance": False, "data_range": 1}
 
@@ -18,7 +28,7 @@ def volume(seed: int, shape: tuple[int, int, int] = (3, 16, 20)) -> np.ndarray:
 
 
 def test_protocols_state_what_they_cannot_see() -> None:
-    assert (PAPER.name, PAPER.version, FIXED.name, FIXED.version) == ("paper", 1, "fixed", 1)
+    assert (PAPER.name, PAPER.version, FIXED.name, FIXED.version) == ("paper", 1, "fixed", 2)
     assert "gain error" in PAPER.description and "hot pixel" in PAPER.description
 
 
@@ -176,3 +186,61 @@ def test_bad_input_is_refused() -> None:
 def test_bad_options_are_refused(options: dict, message: str) -> None:
     with pytest.raises(GalipError, match=message):
         fixed_scores(volume(1), volume(2), **options)
+
+
+def test_foreground_of_ct_is_measured_from_air_whatever_the_window() -> None:
+    rng = np.random.default_rng([6])
+    target = np.full((3, 24, 24), -1000.0) + rng.normal(0, 4, (3, 24, 24))
+    body = np.zeros(target.shape, dtype=bool)
+    body[:, 6:18, 6:18] = True
+    target[body] = rng.uniform(-100, 300, body.sum())
+    target[:, 10:12, 10:12] = -1000  # air in the body: filled
+    np.testing.assert_array_equal(foreground_mask(target, modality="CT"), body)
+    # A window that starts below air once made all of this foreground.
+    scores = [
+        fixed_scores(target + 10.0 * body, target, modality="CT", window=window)["masked"].mae
+        for window in ((-1024, 976), (-1000, 1000))
+    ]
+    assert scores == pytest.approx([10.0, 10.0], abs=1e-6)
+
+
+def test_blur_lowers_the_sharpness_and_noise_raises_it() -> None:
+    target = smooth_volume(1, slices=5, size=32)
+    mask = np.ones(target.shape, dtype=bool)
+    rng = np.random.default_rng([2])
+    target = target + rng.normal(0, 0.05, target.shape)
+    blurred = ndimage.gaussian_filter(target, (0, 1, 1))
+    assert sharpness_ratio(target, target, mask) == 1.0
+    assert sharpness_ratio(blurred, target, mask) < 0.8
+    assert sharpness_ratio(target + rng.normal(0, 0.05, target.shape), target, mask) > 1.1
+    assert sharpness_ratio(target, np.ones_like(target), mask) is None
+    ramp = np.broadcast_to(np.arange(20.0), (1, 20, 20))
+    assert sharpness_ratio(3 * ramp, ramp, np.ones(ramp.shape, dtype=bool)) == pytest.approx(3.0)
+    # PSNR of the blurred copy stays respectable: that is why the ratio is there.
+    assert fixed_scores(blurred, target, mask=mask)["masked"].psnr > 25
+
+
+def test_flicker_from_slice_to_slice_is_seen() -> None:
+    target = np.stack([np.full((12, 12), level) for level in (1.0, 2.0, 3.0, 4.0)])
+    mask = np.ones(target.shape, dtype=bool)
+    flicker = target + np.array([0.0, 2.0, 0.0, 2.0])[:, None, None]  # steps 3, -1, 3
+    assert slice_consistency(flicker, target, mask) == pytest.approx(7 / 3)
+    assert slice_consistency(target, target, mask) == 1.0
+    assert slice_consistency(target[:1], target[:1], mask[:1]) is None
+    assert slice_consistency(target, np.ones_like(target), mask) is None
+    mask[2] = False  # neither step next to it counts
+    assert slice_consistency(flicker, target, mask) == pytest.approx(3.0)
+
+
+def test_shifted_and_blurred_copies_score_as_scikit_image_says() -> None:
+    target = 0.2 + smooth_volume(3, slices=3, size=32)
+    mask = np.ones(target.shape, dtype=bool)
+    reference = np.percentile(target.astype(np.float64), 99.5)
+    for prediction in (np.roll(target, 2, axis=2), ndimage.gaussian_filter(target, (0, 2, 2))):
+        scores = fixed_scores(prediction, target, mask=mask)
+        a, b = prediction.astype(np.float64) / reference, target.astype(np.float64) / reference
+        assert scores["full"].psnr == pytest.approx(peak_signal_noise_ratio(b, a, data_range=1))
+        assert scores["full"].mae == pytest.approx(np.abs(a - b).mean())
+        ssim = [structural_similarity(t, p, **SSIM_OPTIONS) for p, t in zip(a, b, strict=True)]
+        assert scores["full"].ssim == pytest.approx(np.mean(ssim))
+        assert scores["full"].ssim < 0.999

@@ -17,6 +17,7 @@ from transformers import AutoConfig, AutoImageProcessor, AutoModelForImageToImag
 
 from galip_hf import GalipConfig, GalipError, GalipForImageTranslation, GalipImageProcessor
 from galip_hf.clip_backbone import ClipBackbone
+from galip_hf.modeling_galip import GalipGroupNorm, GalipLayerNorm
 
 
 def images(*shape: int, seed: int = 0) -> Tensor:
@@ -380,3 +381,120 @@ print(tuple(translation.shape), sorted(unwanted & set(sys.modules)))
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
     assert run.returncode == 0, run.stderr
     assert run.stdout.strip() == "(1, 1, 8, 8) []"
+
+
+def test_activation_checkpointing_gives_the_same_gradients_for_less_memory() -> None:
+    model = filled_model(tiny_config()).train()
+    image = torch.rand(2, 1, 32, 32, generator=torch.Generator().manual_seed(0)).requires_grad_()
+
+    def gradients() -> tuple[list[torch.Tensor], int]:
+        sizes: dict[int, int] = {}  # of the storages that the graph keeps for its backward pass
+
+        def keep(tensor: torch.Tensor) -> torch.Tensor:
+            sizes[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+            loss = model(image, torch.tensor([0, 2])).translation.square().mean()
+        total = sum(sizes.values())
+        return list(torch.autograd.grad(loss, [image, *model.parameters()])), total
+
+    plain, plain_bytes = gradients()
+    model.activation_checkpointing_enable()
+    saving, saving_bytes = gradients()
+    for expected, found in zip(plain, saving, strict=True):
+        torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-6)
+    assert saving_bytes < 0.6 * plain_bytes
+
+
+# Several targets at once
+
+SHARING = {  # levels whose GroupNorm has one channel a group, up to the first attention: derived by hand
+    "none": (0, {}),
+    "first level": (1, {"norm_groups": 8}),
+    "two levels": (2, {"norm_groups": 8, "channel_multipliers": [1, 1, 2], "attention_rates": [4]}),
+    "attention ends it": (1, {"norm_groups": 8, "channel_multipliers": [1, 1, 2], "attention_rates": [2]}),
+    "a wide level between": (1, {"norm_groups": 8, "channel_multipliers": [1, 2, 1], "attention_rates": [4]}),
+    "all levels": (2, {"norm_groups": 8, "channel_multipliers": [1, 1], "attention_rates": []}),
+    "attention at once": (0, {"norm_groups": 8, "attention_rates": [1, 2]}),
+}
+
+
+@pytest.mark.parametrize("conditioning", ["tokens", "pooled"])
+@pytest.mark.parametrize(("levels", "fields"), SHARING.values(), ids=list(SHARING))
+def test_several_targets_at_once_equal_plain_forwards(levels: int, fields: Any, conditioning: Any) -> None:
+    config = tiny_config(**fields, text_conditioning=conditioning)
+    assert config.shared_levels == levels
+    model, pixel_values, names = filled_model(config), images(3, 1, 13, 18), ["CT", "T1", "T2"]
+    with torch.inference_mode():
+        found = model.translate(pixel_values, [model.prepare_target(name) for name in names])
+        for name, translation in zip(names, found, strict=True):
+            expected = model(pixel_values, name).translation
+            torch.testing.assert_close(translation, expected, rtol=0, atol=1e-5)
+    assert (found[0] - found[1]).abs().max() > 0.01
+
+
+@pytest.mark.parametrize(("levels", "fields"), SHARING.values(), ids=list(SHARING))
+def test_shared_levels_are_all_that_can_be_shared(levels: int, fields: Any) -> None:
+    """The features after the shared levels agree for two targets; those one level on do not."""
+    model = filled_model(tiny_config(**fields)).double()
+    targets = [model.prepare_target(name) for name in ("T1", "CT")]
+
+    def features(count: int) -> list[Tensor]:
+        outputs = []
+        for target in targets:
+            hidden_states = model.conv_in(images(1, 1, 16, 16).double())
+            for level in model.encoder[:count]:
+                hidden_states, _ = level(hidden_states, target.label_embedding, target.prompt)
+            outputs.append(hidden_states)
+        return outputs
+
+    first, second = features(levels)
+    torch.testing.assert_close(first, second, rtol=0, atol=1e-10)
+    if levels < len(model.encoder):
+        first, second = features(levels + 1)
+        assert (first - second).abs().max() > 1e-3
+
+
+def test_what_the_targets_share_is_computed_once() -> None:
+    model, names = filled_model(tiny_config(norm_groups=8)), ["T1", "T2", "CT"]
+    targets = [model.prepare_target(name) for name in names]
+    calls = {"shared": 0, "keys": 0}
+    model.encoder[0].register_forward_hook(lambda *_: calls.update(shared=calls["shared"] + 1))
+    key = model.middle.transformer.blocks[0].cross_attention.key
+    key.register_forward_hook(lambda *_: calls.update(keys=calls["keys"] + 1))
+    with torch.inference_mode():
+        for _ in range(4):
+            model.translate(images(2, 1, 16, 16), targets)
+    assert calls == {"shared": 4, "keys": 0}
+
+
+def test_the_default_model_shares_its_two_finest_levels() -> None:
+    assert GalipConfig().shared_levels == 2
+
+
+@pytest.mark.parametrize("precision", [torch.bfloat16, torch.float16])
+def test_norms_are_computed_in_float32_under_autocast(precision: torch.dtype) -> None:
+    """Values whose squares leave float16, and whose differences leave bfloat16."""
+    x = 1000 + torch.randn(1, 8, 16, 16, generator=torch.Generator().manual_seed(0)).to(precision).float()
+    norm = GalipGroupNorm(4, 8)
+    layer_norm = GalipLayerNorm(16)
+    with torch.autocast("cpu", dtype=precision):
+        found, found_layer = norm(x.to(precision)), layer_norm(x.to(precision))
+    assert found.dtype == found_layer.dtype == precision
+    rounded = x.to(precision).double()
+    expected = torch.nn.functional.group_norm(rounded, 4, eps=1e-5)
+    torch.testing.assert_close(found.double(), expected, rtol=1e-2, atol=1e-2)
+    expected_layer = torch.nn.functional.layer_norm(rounded, (16,), eps=1e-5)
+    torch.testing.assert_close(found_layer.double(), expected_layer, rtol=1e-2, atol=1e-2)
+
+
+@pytest.mark.parametrize("precision", [torch.bfloat16, torch.float16])
+def test_a_translation_under_autocast_is_near_the_one_in_float32(precision: torch.dtype) -> None:
+    model = filled_model(tiny_config())
+    x = torch.rand(2, 1, 24, 24, generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        expected = model(x, "T2").translation
+        with torch.autocast("cpu", dtype=precision):
+            found = model(x, "T2").translation
+    assert (found.float() - expected).square().mean().sqrt() < 0.05 * expected.std()

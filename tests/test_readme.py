@@ -70,6 +70,23 @@ def test_the_translation_of_a_scan(tmp_path: Path) -> None:
     assert not np.allclose(translated.get_fdata(), array)
 
 
+def test_the_preparation_of_ixi(tmp_path: Path) -> None:
+    pytest.importorskip("SimpleITK", reason="pip install 'galip-hf[prepare]'")
+    (tmp_path / "outputs").mkdir()
+    for index in range(40):  # the paper's 25, 5 and 10 subjects
+        subject = phantom.make_subject(index, size=80, slices=4)
+        for contrast in phantom.CONTRASTS:
+            path = tmp_path / f"IXI/IXI-{contrast}/IXI{index:03d}-Guys-{index:04d}-{contrast}.nii.gz"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            array = phantom.render(subject, contrast)
+            nib.Nifti1Image(array.transpose(2, 1, 0), np.diag([-2.5, -2.5, 8.0, 1.0])).to_filename(path)
+    prepare, inspect = commands("galip-hf prepare")[0], commands("galip-hf inspect")[0]
+    assert "train: 25 subjects" in run(prepare, tmp_path)
+    (tmp_path / "examples").unlink()
+    assert "test: 10 subjects" in run(inspect, tmp_path)
+    assert (tmp_path / "outputs/ixi.png").is_file()
+
+
 @pytest.mark.parametrize("start", ["python examples/train.py", "accelerate launch"])
 def test_the_training_commands(tmp_path: Path, start: str) -> None:
     (command,) = commands(start)
@@ -88,3 +105,16 @@ def test_the_recipe_for_own_data(tmp_path: Path) -> None:
 @pytest.mark.parametrize("path", sorted((ROOT / "examples" / "configs").glob("*.yaml")), ids=lambda p: p.name)
 def test_the_recipes_of_the_repository(path: Path) -> None:
     assert load_recipe(path).training.max_steps > 0
+
+
+def test_the_command_of_the_page_on_translation(tmp_path: Path) -> None:
+    page = (ROOT / "docs" / "translate.md").read_text(encoding="utf-8")
+    (tmp_path / "scans").mkdir()
+    for number in range(2):
+        array = phantom.render(phantom.make_subject(number, slices=3), "T1").transpose(2, 1, 0)
+        nib.Nifti1Image(array, np.eye(4)).to_filename(tmp_path / "scans" / f"{number}.nii.gz")
+    (command,) = re.findall(r"^galip-hf translate .*", page, flags=re.MULTILINE)
+    run(command, tmp_path)
+    assert (
+        len(list((tmp_path / "translated").iterdir())) == 12
+    )  # scan, map and report; two scans, two targets

@@ -241,7 +241,7 @@ def test_phantom_seeds_are_distinct() -> None:
 
 def test_end_to_end(tmp_path: Path) -> None:
     path = write(tmp_path / "recipe.yaml", tiny_recipe(tmp_path / "run"))
-    model = run_recipe(load_recipe(path))
+    model: Any = run_recipe(load_recipe(path)).ema.module
     table = load_table(tmp_path / "run" / "table")
     contrasts = {
         name: {

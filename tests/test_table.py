@@ -15,7 +15,6 @@ from galip_hf.data.table import (
     crop_or_pad,
     domain_slices,
     load_table,
-    split_subjects,
     write_table,
 )
 from galip_hf.errors import GalipError
@@ -204,36 +203,25 @@ def test_load_refuses_other_folders(tmp_path: Path) -> None:
         load_table(tmp_path / "other")
 
 
-def test_split_subjects_by_count() -> None:
-    subjects = [f"s{i}" for i in range(12)]
-    split = split_subjects(subjects, {"train": 6, "validation": 2, "test": 3}, seed=3)
-    assert {name: len(members) for name, members in split.items()} == {"train": 6, "validation": 2, "test": 3}
-    members = [subject for its in split.values() for subject in its]
-    assert len(set(members)) == 11 and set(members) <= set(subjects)
-    assert split == split_subjects(
-        [*reversed(subjects), "s4"], {"train": 6, "validation": 2, "test": 3}, seed=3
-    )
-    assert split != split_subjects(subjects, {"train": 6, "validation": 2, "test": 3}, seed=4)
-
-
-def test_split_subjects_by_fraction_uses_everyone() -> None:
-    subjects = [f"s{i}" for i in range(11)]
-    split = split_subjects(subjects, {"train": 0.7, "validation": 0.1, "test": 0.2}, seed=0)
-    assert sorted(subject for members in split.values() for subject in members) == sorted(subjects)
-    assert [len(members) for members in split.values()] == [8, 1, 2]
-
-
-@pytest.mark.parametrize(
-    ("wanted", "message"),
-    [
-        ({"train": 9, "test": 2}, "11 subjects asked for, 10 available"),
-        ({"train": 0.5, "test": 0.4}, "sum to 0.9"),
-        ({"train": 0.99, "test": 0.01}, "test would get 0 of 10"),
-        ({"train": 5, "test": 0.5}, "all counts"),
-        ({"train": 5, "dev": 5}, "expected some of train, validation, test"),
-        ({}, "expected some of"),
-    ],
-)
-def test_split_subjects_refuses(wanted: dict[str, float], message: str) -> None:
+def test_an_identical_slice_in_two_splits_is_refused(volumes: list[SubjectVolume], tmp_path: Path) -> None:
+    array = volume("s7", "T1").array.copy()
+    array[2] = volumes[0].array[1]
+    copied = SubjectVolume(array, "T1", "s7", "test", first_slice=40)
+    message = r"'s1' \(train, T1, slice 1\) and 's7' \(test, T1, slice 42\) have a byte-identical slice"
     with pytest.raises(GalipError, match=message):
-        split_subjects([f"s{i}" for i in range(10)], wanted, seed=0)
+        write_table([*volumes, copied], tmp_path / "table", domains=DOMAINS, image_size=None)
+    assert not list(tmp_path.iterdir())
+    same_split = SubjectVolume(array, "T1", "s7", "train", first_slice=40)
+    written = write_table([*volumes, same_split], tmp_path / "table", domains=DOMAINS, image_size=None)
+    assert json.loads((written / "summary.json").read_text())["identical_slice_count"] == 1
+    assert load_table(written)["train"]["slice"][-3:] == [40, 41, 42]
+
+
+def test_the_same_volumes_give_the_same_bytes(volumes: list[SubjectVolume], tmp_path: Path) -> None:
+    folders = [
+        write_table(volumes, tmp_path / name, domains=DOMAINS, image_size=None) for name in ("one", "two")
+    ]
+    files = sorted(path.relative_to(folders[0]) for path in folders[0].rglob("*") if path.is_file())
+    assert len(files) >= 8
+    for file in files:
+        assert (folders[0] / file).read_bytes() == (folders[1] / file).read_bytes(), file

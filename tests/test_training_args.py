@@ -22,9 +22,40 @@ def test_learning_rate_without_a_fall_and_without_a_plateau() -> None:
     assert [falling.learning_rate_factor(step) for step in range(4)] == [1.0, 0.75, 0.5, 0.25]
 
 
+def test_learning_rate_rises_first() -> None:
+    warm = GalipTrainingArguments("run", max_steps=100, warmup_steps=4, constant_fraction=0.5)
+    assert [warm.learning_rate_factor(step) for step in (0, 1, 3, 4, 50, 75)] == [0.2, 0.4, 0.8, 1, 1, 0.5]
+    # A rise longer than the plateau: the fall starts where the rise ends.
+    late = GalipTrainingArguments("run", max_steps=10, warmup_steps=6, constant_fraction=0.0)
+    assert [late.learning_rate_factor(step) for step in (5, 6, 8, 10)] == [6 / 7, 1.0, 0.5, 0.0]
+
+
+def test_learning_rate_falls_along_a_cosine() -> None:
+    arguments = GalipTrainingArguments(
+        "run", max_steps=100, constant_fraction=0.2, learning_rate_decay="cosine"
+    )
+    factors = [arguments.learning_rate_factor(step) for step in (0, 20, 40, 60, 80, 100)]
+    assert factors == pytest.approx([1, 1, 0.5 + 0.5**1.5, 0.5, 0.5 - 0.5**1.5, 0])
+
+
+def test_the_half_life_counts_images_not_steps() -> None:
+    arguments = GalipTrainingArguments("run", ema_half_life_images=800)
+    for images_per_step in (8, 16, 64):  # batch 4; two processes; eight processes
+        assert arguments.ema_decay_of(images_per_step) ** (800 / images_per_step) == pytest.approx(0.5)
+    assert GalipTrainingArguments("run", ema_decay=0.9).ema_decay_of(64) == 0.9
+
+
 @pytest.mark.parametrize(
     ("values", "message"),
     [
+        ({"warmup_steps": -1}, "warmup_steps is -1"),
+        ({"max_steps": 5, "warmup_steps": 5}, "warmup_steps is 5; expected fewer than max_steps 5"),
+        ({"learning_rate_decay": "step"}, "learning_rate_decay is 'step'; expected linear or cosine"),
+        ({"paired_share": 0.0}, "paired_share is 0.0; expected above 0, at most 1"),
+        ({"ema_half_life_images": 0.0}, "ema_half_life_images is 0.0; expected a number above 0"),
+        ({"report_to": ("wandb", "mlflow")}, "report_to has 'mlflow'; expected some of tensorboard, wandb"),
+        ({"metric_for_best": "psnr"}, "metric_for_best needs validation_steps"),
+        ({"early_stopping_patience": 2}, "early_stopping_patience needs metric_for_best"),
         ({"max_steps": 0}, "max_steps is 0; expected a number above 0"),
         ({"batch_size": -1}, "batch_size is -1"),
         ({"learning_rate": 0.0}, "learning_rate is 0.0"),
@@ -71,4 +102,5 @@ def test_to_dict_is_plain() -> None:
         "class_token": 1.0,
         "clip": 1.0,
         "identity": 1.0,
+        "paired": 0.0,
     }

@@ -1,107 +1,280 @@
-"""`galip-hf translate`: a scan in, a scan out."""
+"""`galip-hf translate`: scans in, scans out, with what is known about how far to believe them."""
 
 import argparse
-import os
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import GalipError
 
 if TYPE_CHECKING:
-    from ..image_processing_galip import GalipImageProcessor
-    from ..modeling_galip import GalipForImageTranslation
+    from ..pipeline import GalipPipeline, Translation
+
+FORMATS = ("input", "nii.gz", "nii", "mat", "npy", "npz", "png")
+
+
+@dataclass(frozen=True)
+class _Job:
+    """One scan and, for each target, the file to write."""
+
+    scan: Path
+    outputs: dict[str, Path]
 
 
 def add_parser(commands: Any) -> None:
     """Declare the command."""
-    translate = commands.add_parser("translate", help="translate one scan to another domain")
-    translate.add_argument("input", help="scan: .nii, .nii.gz, .mat, .npy, .npz or .png")
+    translate = commands.add_parser("translate", help="translate scans to other domains")
+    translate.add_argument(
+        "inputs", nargs="+", metavar="INPUT", help="scans: .nii, .nii.gz, .mat, .npy, .npz, .png, or folders"
+    )
     translate.add_argument(
         "--model", required=True, help="model directory, or a repository of the Hub (user/name)"
     )
+    translate.add_argument("--revision", help="branch, tag or commit of a Hub repository")
     translate.add_argument(
-        "--to", required=True, metavar="DOMAIN", help="target domain, a name that the model knows"
+        "--to", required=True, metavar="DOMAIN[,DOMAIN]", help="target domains, names that the model knows"
     )
     translate.add_argument(
         "--from",
         dest="source",
         metavar="DOMAIN",
-        help="domain of the input; needed if the domains' intensity rules differ",
+        help="domain of the inputs; needed if the domains' intensity rules differ",
     )
-    translate.add_argument("--output", required=True, help="file to write; its suffix decides the format")
-    translate.add_argument("--overwrite", action="store_true", help="replace an existing output")
+    translate.add_argument(
+        "--output",
+        required=True,
+        help="file to write, for one input and one target (its suffix decides the format); else a folder, "
+        "for NAME_DOMAIN files",
+    )
+    translate.add_argument(
+        "--format", choices=FORMATS, default="input", help="format in an output folder (default: the input's)"
+    )
+    existing = translate.add_mutually_exclusive_group()
+    existing.add_argument("--overwrite", action="store_true", help="replace existing outputs")
+    existing.add_argument(
+        "--skip-existing", action="store_true", help="leave existing outputs and make the rest"
+    )
+    translate.add_argument("--dry-run", action="store_true", help="say what would be written, and stop")
+    translate.add_argument(
+        "--cycle-map",
+        action="store_true",
+        help="also translate back: NAME_cycle and a number (twice the time)",
+    )
+    translate.add_argument(
+        "--crop", action="store_true", help="translate the foreground's box only (a multiple of 32)"
+    )
+    translate.add_argument(
+        "--resample", type=float, metavar="MM", help="translate at this pixel size; undone afterwards"
+    )
+    translate.add_argument("--figure", action="store_true", help="also write NAME_figure.png, three slices")
     translate.add_argument("--batch-size", type=int, default=8, help="slices translated at once (default: 8)")
     translate.add_argument("--device", default="cpu", help="torch device (default: cpu)")
+    translate.add_argument(
+        "--precision",
+        choices=("fp32", "bf16", "fp16"),
+        default="fp32",
+        help="fp32 is the reference (default)",
+    )
     translate.set_defaults(run=_translate)
 
 
-def load_model(source: str) -> tuple["GalipForImageTranslation", "GalipImageProcessor"]:
-    """A model and its processor from a directory or a Hub repository.
-
-    Raises:
-        GalipError: nothing there, or not a model of ours.
-    """
-    from ..image_processing_galip import GalipImageProcessor
-    from ..modeling_galip import GalipForImageTranslation
-
-    looks_local = os.path.exists(source) or source.startswith((".", "/", "~")) or source.count("/") != 1
-    if looks_local and not os.path.isdir(source):
-        raise GalipError(
-            f"{source}: no such model directory; expected one written by save_pretrained, or user/name"
-        )
-    try:
-        model = GalipForImageTranslation.from_pretrained(source)
-        processor = GalipImageProcessor.from_pretrained(source)
-    except OSError as error:
-        raise GalipError(f"{source}: not a model that can be loaded ({str(error).splitlines()[0]})") from None
-    return model, processor
-
-
-def _source_domain(arguments: argparse.Namespace, model: "GalipForImageTranslation") -> str:
-    """The domain whose intensity rule the input follows."""
-    rules = {domain["name"]: domain["intensity"] for domain in model.config.domains}
-    if arguments.source is None:
-        if len({tuple(sorted(rule.items())) for rule in rules.values()}) > 1:
-            raise GalipError(
-                "--from is missing: this model's domains have different intensity rules; "
-                f"give one of {', '.join(rules)}"
-            )
-        return next(iter(rules))
-    if arguments.source not in rules:
-        raise GalipError(f"--from {arguments.source}: unknown to this model; it has {', '.join(rules)}")
-    return arguments.source
-
-
-def _translate(arguments: argparse.Namespace) -> None:
-    from ..data.readers import read_volume
-    from ..data.writers import check_output_path, write_volume
-
+def _translate(arguments: argparse.Namespace) -> int:
     # What can fail early, and costs little, comes first.
-    output = check_output_path(arguments.output, overwrite=arguments.overwrite)
-    volume = read_volume(arguments.input)
     if arguments.batch_size < 1:
         raise GalipError(f"--batch-size is {arguments.batch_size}; expected 1 or more")
+    if arguments.resample is not None and not 0 < arguments.resample < float("inf"):
+        raise GalipError(f"--resample is {arguments.resample}; expected a pixel size in mm, more than 0")
+    jobs = _plan(arguments)
+    todo = [job for job in (_remaining(job, arguments) for job in jobs) if job.outputs]
+    skipped = sum(len(job.outputs) for job in jobs) - sum(len(job.outputs) for job in todo)
 
-    import numpy as np
+    from ..pipeline import GalipPipeline
+
+    pipeline = GalipPipeline.from_pretrained(
+        arguments.model,
+        revision=arguments.revision,
+        device=arguments.device,
+        precision=arguments.precision,
+    )
+    for name in _targets(arguments):
+        pipeline.config.domain_index(name)
+    pipeline.source_domain(arguments.source)
+    if arguments.dry_run:
+        for job in todo:
+            for target, output in job.outputs.items():
+                print(f"{job.scan} -> {target}: {output}")
+        print(f"dry run: nothing was written; {sum(len(job.outputs) for job in todo)} to do, {skipped} exist")
+        return 0
+    if len(jobs) == 1 and todo:
+        _print_table(list(_run(pipeline, todo[0], arguments)))
+        return 0
+    return _run_all(pipeline, todo, skipped, arguments)
+
+
+def _run_all(
+    pipeline: "GalipPipeline", jobs: Sequence[_Job], skipped: int, arguments: argparse.Namespace
+) -> int:
+    """Every job, going on after failures; 1 if there were any."""
     from tqdm.auto import tqdm
 
-    from ..inference import translate_batches
+    rows, failures = [], []
+    for job in tqdm(jobs, unit="scan", desc="scans", disable=None):
+        try:
+            rows += list(_run(pipeline, job, arguments))
+        except (GalipError, OSError, MemoryError, RuntimeError) as error:
+            message = " ".join(str(error).split()).removeprefix(f"{job.scan}: ")
+            failures.append(f"{job.scan}: {message}")
+    _print_table(rows)
+    if skipped:
+        print(f"{skipped} existed already and were left")
+    if failures:
+        print(f"{len(failures)} of {len(jobs)} scans failed:")
+        for failure in failures:
+            print(f"  {failure}")
+    return 1 if failures else 0
 
-    model, processor = load_model(arguments.model)
-    model.config.domain_index(arguments.to)
-    source = _source_domain(arguments, model)
-    try:
-        model.to(arguments.device)
-    except (RuntimeError, AssertionError) as error:
-        raise GalipError(f"--device {arguments.device}: not usable ({str(error).splitlines()[0]})") from None
-    normalized = processor.normalize_volume(volume.array, source)
-    slices = normalized.pixel_values[:, 0].numpy()
-    translated = []
-    with tqdm(total=len(slices), unit="slice", desc=f"to {arguments.to}", disable=None) as bar:
-        for batch in translate_batches(model, slices, arguments.to, arguments.batch_size):
-            translated.append(batch)
-            bar.update(len(batch))
-    # A percentile window belongs to one scan: an MR translation keeps the input's scale.
-    window = processor.fixed_window(arguments.to) or (normalized.lower, normalized.upper)
-    array = processor.postprocess(np.concatenate(translated), lower=window[0], upper=window[1])
-    write_volume(volume.with_array(array), output, overwrite=arguments.overwrite)
-    print(f"{output}: {source} -> {arguments.to}, {len(slices)} slices. Synthetic, not for diagnosis.")
+
+def _run(
+    pipeline: "GalipPipeline", job: _Job, arguments: argparse.Namespace
+) -> Iterator[tuple[Path, "dict[str, Any]"]]:
+    """Translate one scan and write it to every target; yields each file written and its report."""
+    from tqdm.auto import tqdm
+
+    from ..pipeline import as_volume
+
+    volume = as_volume(job.scan)
+    total = len(volume.array) * len(job.outputs) * (2 if arguments.cycle_map else 1)
+    with tqdm(total=total, unit="slice", desc=job.scan.name, leave=False, disable=None) as bar:
+        translations: list[Translation] = pipeline(
+            volume,
+            list(job.outputs),
+            arguments.source,
+            batch_size=arguments.batch_size,
+            cycle=arguments.cycle_map,
+            crop=arguments.crop,
+            resample=arguments.resample,
+            advance=bar.update,
+        )
+    for translation, output in zip(translations, job.outputs.values(), strict=True):
+        # With --skip-existing the scan is not there: what lies beside it is left over from a killed run.
+        if arguments.figure:
+            translation.save_figure(output.with_name(f"{_stem(output)}_figure.png"))
+        translation.save(output, overwrite=arguments.overwrite or arguments.skip_existing)
+        yield output, translation.report
+
+
+def _print_table(rows: Sequence[tuple[Path, "dict[str, Any]"]]) -> None:
+    """What was written, and the three reasons for doubt."""
+    if not rows:
+        return
+    cells = [("output", "from", "to", "slices", "input check", "cycle error", "changed by")]
+    for output, report in rows:
+        look, cycle = report["input_check"], report["cycle_error"] or {}
+        shown = look["verdict"] + (
+            "" if look["score"] is None else f" ({look['score']:.2f}/{look['limit']:.2f})"
+        )
+        cells.append(
+            (
+                str(output), report["source"], report["target"], str(report["slices"]), shown,
+                _number(cycle.get("mean")), _number(report["identity"]["mean_difference"]),
+            )
+        )  # fmt: skip
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    for line in cells:
+        print("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())
+    for output, report in rows:
+        for warning in report["warnings"]:
+            print(f"warning: {output}: {warning}")
+    print("Synthetic, not for diagnosis.")
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:.3f}"
+
+
+# What to write where
+
+
+def _targets(arguments: argparse.Namespace) -> list[str]:
+    names = [name.strip() for name in arguments.to.split(",")]
+    if not all(names) or len(set(names)) != len(names):
+        raise GalipError(f"--to {arguments.to}: expected domain names separated by commas, each once")
+    return names
+
+
+def _stem(path: Path) -> str:
+    from ..data.readers import supported_suffix
+
+    return path.name[: -len(supported_suffix(path))]
+
+
+def _plan(arguments: argparse.Namespace) -> list[_Job]:
+    """The jobs, with the output folder made; GalipError if two of them would write the same file."""
+    from ..data.readers import SUFFIXES, supported_suffix
+    from ..data.writers import check_output_path
+
+    scans, targets, output = _scans(arguments.inputs), _targets(arguments), Path(arguments.output)
+    names_file = output.name.lower().endswith(SUFFIXES)
+    single = len(scans) == 1 and len(targets) == 1 and not Path(arguments.inputs[0]).is_dir()
+    if single and (names_file or (output.suffix and not output.is_dir())):
+        checked = check_output_path(output, overwrite=arguments.overwrite or arguments.skip_existing)
+        return [_Job(scans[0], {targets[0]: checked})]
+    if names_file or output.is_file():
+        raise GalipError(
+            f"--output {output}: {len(scans)} scans to {len(targets)} targets need a folder; give its name"
+        )
+    jobs = []
+    for scan in scans:
+        suffix = supported_suffix(scan) if arguments.format == "input" else f".{arguments.format}"
+        jobs.append(_Job(scan, {name: output / f"{_stem(scan)}_{name}{suffix}" for name in targets}))
+    twice = [
+        path for path, count in Counter(p for job in jobs for p in job.outputs.values()).items() if count > 1
+    ]
+    if twice:
+        raise GalipError(
+            f"--output {output}: several inputs would be written to {twice[0]}; rename the inputs"
+        )
+    if not arguments.dry_run:
+        try:
+            output.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise GalipError(
+                f"--output {output}: cannot be made ({error.strerror}); choose another"
+            ) from None
+    if not (arguments.overwrite or arguments.skip_existing):
+        existing = [path for job in jobs for path in job.outputs.values() if path.exists()]
+        if existing:
+            raise GalipError(
+                f"{existing[0]}: already exists (with {len(existing) - 1} more); "
+                "give --overwrite or --skip-existing"
+            )
+    return jobs
+
+
+def _scans(inputs: Sequence[str]) -> list[Path]:
+    """The files given, and the scans in the folders given, each once."""
+    from ..data.readers import SUFFIXES
+
+    found: list[Path] = []
+    for entry in map(Path, inputs):
+        if entry.is_dir():
+            inside = sorted(
+                path
+                for path in entry.iterdir()
+                if path.is_file() and not path.name.startswith(".") and path.name.lower().endswith(SUFFIXES)
+            )
+            if not inside:
+                raise GalipError(f"{entry}: no scans in this folder; expected {', '.join(SUFFIXES)}")
+            found += inside
+        else:
+            found.append(entry)
+    return list(dict.fromkeys(found))
+
+
+def _remaining(job: _Job, arguments: argparse.Namespace) -> _Job:
+    """The job without the outputs that exist, under --skip-existing."""
+    if not arguments.skip_existing:
+        return job
+    return _Job(job.scan, {name: path for name, path in job.outputs.items() if not path.exists()})

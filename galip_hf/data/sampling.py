@@ -7,10 +7,11 @@ epoch as a function of (seed, epoch) alone, so that item i is the same in every 
 - each domain's slices are used in shuffled order, none twice before all were used once;
 - the two slices of an item come from different subjects: where the shuffled order puts one subject in both
   places, slices are exchanged with another item. Only when no exchange helps (one subject owns most slices)
-  is a slice repeated, and only when both domains have one and the same subject do the two slices share it.
+  is a slice repeated, and only when both domains have one and the same subject do the two slices share it;
+- where asked for, a share of the items are registered pairs instead: one subject and slice in two domains.
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from itertools import permutations
 from typing import Any
@@ -19,7 +20,9 @@ import datasets
 import numpy as np
 import torch
 
+from ..augmentation import SliceAugmentation
 from ..errors import GalipError
+from .pairs import registered_rows
 from .table import SliceReader, domain_rows
 
 _FIRST_DRAW = 64  # slots tried first when looking for an exchange
@@ -30,15 +33,31 @@ class EpochPlan:
     """Items of one epoch; the last axis is (a, b).
 
     `rows`: (N, 2) int64 rows of the table. `domains`: (N, 2) int64 domain labels. `flips`: (N, 2) bool.
+    `registered`: (N,) bool, is the item a registered pair?
     """
 
     rows: np.ndarray
     domains: np.ndarray
     flips: np.ndarray
+    registered: np.ndarray
+
+
+@dataclass(frozen=True)
+class RegisteredPairs:
+    """What a share of the items are drawn from: `rows` and `domains` (labels), (M, 2) each, M at least 1."""
+
+    rows: np.ndarray
+    domains: np.ndarray
+    share: float
 
 
 def plan_epoch(
-    rows_of_domain: Sequence[np.ndarray], subject_of_row: np.ndarray, length: int, seed: int, epoch: int
+    rows_of_domain: Sequence[np.ndarray],
+    subject_of_row: np.ndarray,
+    length: int,
+    seed: int,
+    epoch: int,
+    pairs: RegisteredPairs | None = None,
 ) -> EpochPlan:
     """Draw the items of one epoch, as the module describes.
 
@@ -48,8 +67,32 @@ def plan_epoch(
         length: number of items, N.
         seed: of the run.
         epoch: number of the epoch, from 0.
+        pairs: registered pairs, which take their share of the items; none of them twice before all were used.
     """
     rng = np.random.default_rng([seed, epoch])
+    if pairs is None:
+        rows, domains = _unpaired_items(rows_of_domain, subject_of_row, length, rng)
+        return EpochPlan(rows, domains, rng.random((length, 2)) < 0.5, np.zeros(length, dtype=bool))
+    paired = round(length * pairs.share)
+    rows, domains = _unpaired_items(rows_of_domain, subject_of_row, length - paired, rng)
+    repeats = -(-paired // len(pairs.rows))
+    chosen = np.concatenate([rng.permutation(len(pairs.rows)) for _ in range(max(1, repeats))])[:paired]
+    order = rng.permutation(length)
+    registered = np.arange(length)[order] >= length - paired
+    flips = rng.random((length, 2)) < 0.5
+    flips[registered, 1] = flips[registered, 0]
+    return EpochPlan(
+        np.concatenate([rows, pairs.rows[chosen]])[order],
+        np.concatenate([domains, pairs.domains[chosen]])[order],
+        flips,
+        registered,
+    )
+
+
+def _unpaired_items(
+    rows_of_domain: Sequence[np.ndarray], subject_of_row: np.ndarray, length: int, rng: np.random.Generator
+) -> tuple[np.ndarray, np.ndarray]:
+    """Rows and domains, (length, 2) each."""
     pairs = np.array(list(permutations(range(len(rows_of_domain)), 2)))
     # Whole rounds of all pairs, then a random part of one more: no pair is ahead of another by more than one.
     rounds = np.tile(np.arange(len(pairs)), length // len(pairs))
@@ -62,7 +105,7 @@ def plan_epoch(
         order = [rng.permutation(available) for _ in range(repeats)]
         rows.ravel()[slots] = np.concatenate([*order, np.empty(0, dtype=np.int64)])[: len(slots)]
     _separate_subjects(rows, domains, rows_of_domain, subject_of_row, rng)
-    return EpochPlan(rows, domains, flips=rng.random((length, 2)) < 0.5)
+    return rows, domains
 
 
 def _separate_subjects(
@@ -121,10 +164,15 @@ class UnpairedSlices(torch.utils.data.Dataset):
             of other domains are not used.
         seed: of the sampling.
         horizontal_flip: mirror each slice along its last axis with probability 1/2.
+        augmentation: further changes of each slice. The two of a registered pair get one and the same map,
+            and keep their intensities.
+        fixed_scale: domains whose intensities mean something (CT in HU) and are never changed.
+        paired_share: fraction of the items that are registered pairs, see `registered_rows`.
         length: items an epoch; None means half the number of slices, so that each is seen about once.
 
     Raises:
-        GalipError: fewer than two domains, a repeated or unknown domain, one without slices, or length < 1.
+        GalipError: fewer than two domains, a repeated or unknown domain, one without slices, length < 1, or
+            registered pairs asked for where there are none.
     """
 
     def __init__(
@@ -134,11 +182,15 @@ class UnpairedSlices(torch.utils.data.Dataset):
         domains: Sequence[str],
         seed: int,
         horizontal_flip: bool = False,
+        augmentation: SliceAugmentation | None = None,
+        fixed_scale: Collection[str] = (),
+        paired_share: float = 0.0,
         length: int | None = None,
     ) -> None:
         if len(domains) < 2 or len(set(domains)) != len(domains):
             raise GalipError(f"domains: found {list(domains)}; expected at least two different names")
         self._reader = SliceReader(table)
+        self._table = table.select_columns(["subject", "slice"])
         self._rows_of_domain = [domain_rows(table, domain) for domain in domains]
         for domain, rows in zip(domains, self._rows_of_domain, strict=True):
             if not len(rows):
@@ -152,6 +204,9 @@ class UnpairedSlices(torch.utils.data.Dataset):
             raise GalipError(f"length is {self._length}; expected at least 1 item an epoch")
         self._seed = seed
         self._horizontal_flip = horizontal_flip
+        self._augmentation = augmentation or SliceAugmentation()
+        self._keeps_intensity = [domain in fixed_scale for domain in domains]
+        self._pairs = _registered_pairs(table, domains, paired_share) if paired_share else None
         self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
         self._plan: tuple[int, EpochPlan] | None = None
 
@@ -161,28 +216,58 @@ class UnpairedSlices(torch.utils.data.Dataset):
 
     @property
     def plan(self) -> EpochPlan:
-        """The items of the current epoch, drawn when first asked for (25 bytes an item)."""
+        """The items of the current epoch, drawn when first asked for (35 bytes an item)."""
         epoch = int(self._epoch)
         if self._plan is None or self._plan[0] != epoch:
-            drawn = plan_epoch(self._rows_of_domain, self._subject_of_row, self._length, self._seed, epoch)
+            drawn = plan_epoch(
+                self._rows_of_domain, self._subject_of_row, self._length, self._seed, epoch, self._pairs
+            )
             self._plan = (epoch, drawn)
         return self._plan[1]
+
+    def subject_and_slice(self, row: int) -> str:
+        """What a row of the table shows, for messages."""
+        entry = self._table[row]
+        return f"{entry['subject']} slice {entry['slice']}"
 
     def __len__(self) -> int:
         return self._length
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        """Slices `image_a`, `image_b`, (1, H, W) float32; labels `domain_a`, `domain_b`; `row_a`, `row_b`."""
+        """Slices `image_a`, `image_b`, (1, H, W) float32; labels `domain_a`, `domain_b`; `row_a`, `row_b`;
+        `registered`, True where the two are one subject and slice."""
         if not 0 <= index < self._length:
             raise IndexError(f"item {index} of an epoch of {self._length}")
         plan = self.plan
-        item: dict[str, Any] = {}
+        registered = bool(plan.registered[index])
+        item: dict[str, Any] = {"registered": registered}
         for place, letter in enumerate("ab"):
-            row = int(plan.rows[index, place])
+            row, domain = int(plan.rows[index, place]), int(plan.domains[index, place])
             image = self._reader[row]
             if self._horizontal_flip and plan.flips[index, place]:
                 image = image[:, ::-1]
-            item[f"image_{letter}"] = torch.from_numpy(image[None].copy())
-            item[f"domain_{letter}"] = int(plan.domains[index, place])
+            # A registered pair draws the same numbers in both places: so it stays registered.
+            draw = np.random.default_rng([self._seed, int(self._epoch), index, 0 if registered else place])
+            item[f"image_{letter}"] = self._augmentation.apply(
+                torch.from_numpy(image[None].copy()),
+                draw,
+                changes_intensity=not (registered or self._keeps_intensity[domain]),
+            )
+            item[f"domain_{letter}"] = domain
             item[f"row_{letter}"] = row
         return item
+
+
+def _registered_pairs(table: datasets.Dataset, domains: Sequence[str], share: float) -> RegisteredPairs:
+    found = {
+        (a, b): registered_rows(table, domains[a], domains[b])
+        for a, b in permutations(range(len(domains)), 2)
+    }
+    rows = np.concatenate(list(found.values()))
+    if not len(rows):
+        raise GalipError(
+            "registered pairs are asked for (loss weight 'paired'), but no subject of the train split has "
+            f"one slice in two of {', '.join(domains)}; add registered volumes or set the weight to 0"
+        )
+    labels = np.concatenate([np.full((len(pair_rows), 2), pair) for pair, pair_rows in found.items()])
+    return RegisteredPairs(rows, labels, share)

@@ -9,14 +9,15 @@ present, and one row a slice:
     slice         int32                        position of the slice in its volume
 
 `datasets.load_from_disk(folder)` reads it too. `summary.json` in the same folder, which `datasets` ignores,
-counts the slices kept and left out.
+counts the slices kept and lists those left out. The same volumes in the same order give the same bytes.
 """
 
+import hashlib
 import json
 import sys
 import tempfile
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -41,6 +42,7 @@ MINIMUM_FOREGROUND = 0.02
 # Normalised volumes average well below 1 (most voxels are inside [0, 1]); raw intensities or HU do not.
 _LARGEST_MEAN_MAGNITUDE = 2.0
 _ROWS_PER_RECORD_BATCH = 64
+_LISTED_DUPLICATES = 20
 
 
 @dataclass(frozen=True)
@@ -48,71 +50,14 @@ class SubjectVolume:
     """One normalised volume on its way into a table.
 
     `array` is (S, H, W) float32 in model space, S being the axis that is sliced. `split` is one of `train`,
-    `validation` and `test`.
+    `validation` and `test`. `first_slice` is the position of `array[0]` in its scan.
     """
 
     array: np.ndarray
     domain: str
     subject: str
     split: str
-
-
-def split_subjects(
-    subjects: Sequence[str], counts_or_fractions: Mapping[str, int | float], seed: int
-) -> dict[str, list[str]]:
-    """Assign subjects to splits at random, without overlap; a function of the set of subjects and the seed.
-
-    Args:
-        subjects: subject identifiers in any order; repeats (a subject of several domains) count once.
-        counts_or_fractions: split name to a number of subjects (integers; others are left unused) or to a
-            fraction of them (floats that sum to 1, rounded so that all subjects are used).
-        seed: of the permutation.
-
-    Returns:
-        The sorted subjects of each split asked for.
-
-    Raises:
-        GalipError: an unknown split, counts mixed with fractions, fractions that do not sum to 1, more
-            subjects than there are, or a split that would be empty.
-    """
-    unique = sorted(set(subjects))
-    sizes = _split_sizes(len(unique), counts_or_fractions)
-    order = np.random.default_rng(seed).permutation(len(unique))
-    assigned: dict[str, list[str]] = {}
-    start = 0
-    for split, size in sizes.items():
-        assigned[split] = sorted(unique[position] for position in order[start : start + size])
-        start += size
-    return assigned
-
-
-def _split_sizes(available: int, wanted: Mapping[str, int | float]) -> dict[str, int]:
-    unknown = [split for split in wanted if split not in SPLITS]
-    if unknown or not wanted:
-        raise GalipError(f"splits: found {list(wanted)}; expected some of {', '.join(SPLITS)}")
-    values = list(wanted.values())
-    if all(isinstance(value, int) and not isinstance(value, bool) for value in values):
-        sizes = {split: int(value) for split, value in wanted.items()}
-    elif all(isinstance(value, float) for value in values):
-        if min(values) < 0 or abs(sum(values) - 1.0) > 1e-6:
-            raise GalipError(
-                f"splits: fractions {dict(wanted)} sum to {sum(values):g}; expected them to sum to 1"
-            )
-        # Rounding the cumulative sum uses every subject exactly once.
-        edges = [0, *(round(available * edge) for edge in np.cumsum(values))]
-        sizes = {split: edges[i + 1] - edges[i] for i, split in enumerate(wanted)}
-    else:
-        raise GalipError(
-            f"splits: found {dict(wanted)}; expected all counts (1, 2) or all fractions (0.8, 0.2)"
-        )
-    if sum(sizes.values()) > available:
-        raise GalipError(
-            f"splits: {sum(sizes.values())} subjects asked for, {available} available; ask for fewer"
-        )
-    for split, size in sizes.items():
-        if size < 1:
-            raise GalipError(f"splits: {split} would get {size} of {available} subjects; give it at least 1")
-    return sizes
+    first_slice: int = 0
 
 
 def crop_or_pad(slices: np.ndarray, size: int) -> np.ndarray:
@@ -150,6 +95,10 @@ class _SplitWriters:
         self.left_out: dict[str, Counter[str]] = {}
         self.split_of: dict[str, str] = {}
         self.seen: set[tuple[str, str]] = set()
+        self.excluded: list[dict[str, Any]] = []
+        self.source_of: dict[bytes, tuple[str, str, str, int]] = {}
+        self.duplicates: list[str] = []
+        self.hashes: dict[str, Any] = {}
 
     def add(self, volume: SubjectVolume) -> None:
         """Check one volume and append its slices that are not near-empty."""
@@ -164,14 +113,54 @@ class _SplitWriters:
                 f"earlier ones {self.size[0]}x{self.size[1]}; give image_size to crop or pad all to one size"
             )
         foreground = (array > FOREGROUND_LEVEL).mean(axis=(1, 2))
-        rows = np.flatnonzero(foreground >= self.minimum_foreground)
+        constant = array.min(axis=(1, 2)) == array.max(axis=(1, 2))
+        near_empty = foreground < self.minimum_foreground
+        rows = np.flatnonzero(~near_empty & ~(constant & (self.minimum_foreground > 0)))
+        self._list_excluded(volume, near_empty, constant)
         self.kept.setdefault(volume.split, Counter())[volume.domain] += len(rows)
         self.left_out.setdefault(volume.split, Counter())[volume.domain] += len(array) - len(rows)
         writer = self._writer(volume.split)
         # A volume at a time is all that is ever held: the writer flushes every _ROWS_PER_RECORD_BATCH slices.
         for row in rows:
-            values = (array[row], self.domains.index(volume.domain), volume.subject, int(row))
+            position = volume.first_slice + int(row)
+            self._check_duplicate(volume, array[row], position)
+            values = (array[row], self.domains.index(volume.domain), volume.subject, position)
             writer.write(dict(zip(COLUMNS, values, strict=True)))
+
+    def _list_excluded(self, volume: SubjectVolume, near_empty: np.ndarray, constant: np.ndarray) -> None:
+        if not self.minimum_foreground:
+            return
+        reasons = (
+            (f"near-empty (under {self.minimum_foreground:.0%} above {FOREGROUND_LEVEL})", near_empty),
+            ("corrupt (one value everywhere)", constant & ~near_empty),
+        )
+        for reason, mask in reasons:
+            if mask.any():
+                slices = [volume.first_slice + int(row) for row in np.flatnonzero(mask)]
+                entry = {"subject": volume.subject, "domain": volume.domain, "slices": slices}
+                self.excluded.append({**entry, "reason": reason})
+
+    def _check_duplicate(self, volume: SubjectVolume, image: np.ndarray, position: int) -> None:
+        """Refuse a slice that another split holds byte for byte; note one that is twice in a split."""
+        content = np.ascontiguousarray(image).tobytes()
+        self.hashes.setdefault(volume.split, hashlib.sha256()).update(
+            f"{volume.subject}\0{volume.domain}\0{position}\0".encode() + content
+        )
+        if image.min() == image.max():
+            return
+        here = (volume.split, volume.subject, volume.domain, position)
+        there = self.source_of.setdefault(hashlib.blake2b(content, digest_size=16).digest(), here)
+        if there == here:
+            return
+        places = [
+            f"{subject!r} ({split}, {domain}, slice {at})" for split, subject, domain, at in (there, here)
+        ]
+        if there[0] != here[0]:
+            raise GalipError(
+                f"subjects {places[0]} and {places[1]} have a byte-identical slice in two splits; they are "
+                "the same scan, so give both one split (a group) or leave one out"
+            )
+        self.duplicates.append(f"{places[0]} = {places[1]}")
 
     def _checked(self, volume: SubjectVolume) -> np.ndarray:
         where = f"subject {volume.subject!r}, {volume.domain}"
@@ -237,9 +226,12 @@ class _SplitWriters:
         for writer in self.writers.values():
             writer.finalize()
         present = [split for split in SPLITS if split in self.writers]
-        return datasets.DatasetDict(
-            {split: datasets.Dataset.from_file(str(self.folder / f"{split}.arrow")) for split in present}
-        )
+        tables = {}
+        for split in present:
+            tables[split] = datasets.Dataset.from_file(str(self.folder / f"{split}.arrow"))
+            # The default fingerprint, which state.json holds, depends on the time of writing.
+            tables[split]._fingerprint = self.hashes[split].hexdigest()[:16]
+        return datasets.DatasetDict(tables)
 
     def close(self) -> None:
         """Release the files; harmless after `finish`."""
@@ -262,6 +254,9 @@ class _SplitWriters:
             "foreground_level": FOREGROUND_LEVEL,
             "minimum_foreground": self.minimum_foreground,
             "splits": splits,
+            "excluded": self.excluded,
+            "identical_slices": self.duplicates[:_LISTED_DUPLICATES],
+            "identical_slice_count": len(self.duplicates),
         }
 
 
@@ -289,7 +284,8 @@ def write_table(
 
     Raises:
         GalipError: an argument out of range; `directory` exists; no volumes; a domain or split without
-            slices; a subject in two splits; a volume given twice, not (S, H, W) floats, not finite, not in
+            slices; a subject, or a byte-identical slice, in two splits; a volume given twice, not (S, H, W)
+            floats, not finite, not in
             model space, or of another slice size.
     """
     if not domains or len(set(domains)) != len(domains):
@@ -309,14 +305,15 @@ def write_table(
         for volume in volumes:
             writers.add(volume)
         tables = writers.finish()
-        with _quiet_unless_terminal():
+        with quiet_unless_terminal():
             tables.save_to_disk(complete)
         (complete / SUMMARY_NAME).write_text(json.dumps(writers.summary(), indent=2) + "\n", encoding="utf-8")
     return directory
 
 
 @contextmanager
-def _quiet_unless_terminal() -> Iterator[None]:
+def quiet_unless_terminal() -> Iterator[None]:
+    """No progress bars of `datasets` inside the block when stderr is a file or a pipe."""
     quiet = not sys.stderr.isatty() and not datasets.are_progress_bars_disabled()
     if quiet:
         datasets.disable_progress_bars()

@@ -1,0 +1,94 @@
+"""The batches of a run, from any step on: which items each process takes is a function of the step alone.
+
+An optimiser step takes `batch_size * gradient_accumulation_steps * processes` items of the epoch in order;
+what is left at the end of an epoch, less than that, is not used. Of each batch of all processes, process r
+takes the r-th part: so several processes, or accumulated batches, see together what one large batch would.
+"""
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch.utils.data import DataLoader, default_collate
+
+from ..errors import GalipError
+from ..training_args import GalipTrainingArguments
+from ..training_step import UnpairedBatch
+
+
+class _Positions:
+    """Batch sampler: the item numbers of this process's batches, from a batch of the epoch on."""
+
+    def __init__(self, batches: int, size: int, processes: int, process: int) -> None:
+        self.batches, self.size, self.processes, self.process = batches, size, processes, process
+        self.first = 0
+
+    def __iter__(self) -> Iterator[list[int]]:
+        for batch in range(self.first, self.batches):
+            start = (batch * self.processes + self.process) * self.size
+            yield list(range(start, start + self.size))
+
+
+class StepLoader:
+    """Reads batches ahead of the steps.
+
+    Args:
+        dataset: map-style, items as those of `UnpairedSlices`; an index is a position in its epoch.
+        arguments: of the run.
+        processes, process: number of processes, and which of them this is.
+        device: where batches go.
+
+    Raises:
+        GalipError: an epoch is shorter than one step.
+    """
+
+    def __init__(
+        self,
+        dataset: Any,
+        arguments: GalipTrainingArguments,
+        processes: int,
+        process: int,
+        device: torch.device,
+    ) -> None:
+        self.dataset = dataset
+        self.device = device
+        self.accumulation = arguments.gradient_accumulation_steps
+        pairs = arguments.batch_size * self.accumulation * processes
+        self.steps_per_epoch = len(self.dataset) // pairs
+        if not self.steps_per_epoch:
+            raise GalipError(
+                f"training: an epoch has {len(self.dataset)} pairs, fewer than the {pairs} of a step "
+                f"(batch_size {arguments.batch_size} x gradient_accumulation_steps {self.accumulation} x "
+                f"{processes} processes); prepare more slices or lower batch_size"
+            )
+        self._positions = _Positions(
+            self.steps_per_epoch * self.accumulation, arguments.batch_size, processes, process
+        )
+        self._loader = DataLoader(
+            dataset,
+            batch_sampler=self._positions,  # type: ignore[arg-type]
+            collate_fn=_collate,
+            num_workers=arguments.num_workers,
+            persistent_workers=arguments.num_workers > 0,
+            pin_memory=device.type == "cuda",
+            # Unused for the order, which is the dataset's: it keeps the loader off the global generator.
+            generator=torch.Generator().manual_seed(arguments.seed),
+        )
+
+    def steps(self, start: int) -> Iterator[list[UnpairedBatch]]:
+        """The batches of step `start` and of all that follow, for ever."""
+        epoch, done = divmod(start, self.steps_per_epoch)
+        while True:
+            self.dataset.set_epoch(epoch)
+            self._positions.first = done * self.accumulation
+            batches = iter(self._loader)
+            for _ in range(done, self.steps_per_epoch):
+                yield [next(batches).to(self.device) for _ in range(self.accumulation)]
+            epoch, done = epoch + 1, 0
+
+
+def _collate(items: list[dict[str, Any]]) -> UnpairedBatch:
+    return UnpairedBatch.of(default_collate(items))
+
+
+__all__ = ["StepLoader"]

@@ -1,0 +1,94 @@
+"""What processes of one run tell each other: mean gradients, and small facts on the host.
+
+The networks are not wrapped in DistributedDataParallel. A step calls the generator three times, its gradients
+come from several backward passes, and of the heads only those of the domains at hand take part: its rules
+(one forward before each backward, every parameter used) would forbid all of that or make ranks drift apart
+without an error. Here gradients are averaged once, when all of them are there.
+"""
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import torch
+import torch.distributed
+from accelerate import PartialState
+from torch import Tensor, nn
+
+_BUCKET_BYTES = 64 * 2**20
+
+
+class ProcessGroup:
+    """The processes of a run; all calls are no-ops for a single one.
+
+    `host_flags` uses gloo, so that it does not wait for the devices' queues.
+    """
+
+    def __init__(self) -> None:
+        self.state = PartialState()
+        self._host: Any = (
+            torch.distributed.new_group(backend="gloo") if self.state.num_processes > 1 else None
+        )
+
+    @property
+    def size(self) -> int:
+        """Number of processes."""
+        return self.state.num_processes
+
+    def host_flags(self, flags: Sequence[bool]) -> list[bool]:
+        """For each flag: is it set on any process? The same answer on all of them."""
+        if self._host is None:
+            return list(flags)
+        shared = torch.tensor(flags, dtype=torch.int32)
+        torch.distributed.all_reduce(shared, torch.distributed.ReduceOp.MAX, group=self._host)
+        return [bool(value) for value in shared.tolist()]
+
+    def average_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
+        """Replace each gradient by its mean over the processes; a missing one counts as 0.
+
+        Give the same parameters on all processes.
+        """
+        if self.size == 1:
+            return
+        gradients = []
+        for parameter in parameters:
+            if parameter.grad is None:
+                parameter.grad = torch.zeros_like(parameter)
+            gradients.append(parameter.grad)
+        for bucket in _buckets(gradients):
+            flat = torch.cat([gradient.reshape(-1) for gradient in bucket])
+            torch.distributed.all_reduce(flat)
+            flat /= self.size
+            parts = flat.split([gradient.numel() for gradient in bucket])
+            torch._foreach_copy_(
+                bucket, [part.view_as(gradient) for part, gradient in zip(parts, bucket, strict=True)]
+            )
+
+    def mean(self, values: Tensor) -> Tensor:
+        """Mean over the processes."""
+        if self.size == 1:
+            return values
+        values = values.clone()
+        torch.distributed.all_reduce(values)
+        return values / self.size
+
+    def broadcast(self, module: nn.Module) -> None:
+        """Give all processes the parameters and buffers of the first one."""
+        if self.size > 1:
+            for value in [*module.parameters(), *module.buffers()]:
+                torch.distributed.broadcast(value.data, src=0)
+
+
+def _buckets(tensors: Sequence[Tensor]) -> Iterable[list[Tensor]]:
+    bucket: list[Tensor] = []
+    held = 0
+    for tensor in tensors:
+        bucket.append(tensor)
+        held += tensor.numel() * tensor.element_size()
+        if held >= _BUCKET_BYTES:
+            yield bucket
+            bucket, held = [], 0
+    if bucket:
+        yield bucket
+
+
+__all__ = ["ProcessGroup"]

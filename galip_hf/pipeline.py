@@ -1,0 +1,418 @@
+"""Scan in, scan out: `GalipPipeline` translates a scan on its own grid and says how far to believe it."""
+
+import math
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from . import trust
+from .configuration_galip import GalipConfig
+from .errors import GalipError
+from .evaluation import write_report
+from .image_processing_galip import GalipImageProcessor, NormalizedVolume
+from .inference import PRECISIONS, foreground_box, resize_slices, translate_to_targets
+from .modeling_galip import GalipForImageTranslation, GalipTarget
+from .version import __version__
+
+if TYPE_CHECKING:
+    from .data.volumes import Volume
+
+DISCLAIMER = "synthetic, not for diagnosis"
+Advance = Callable[[int], object]
+
+
+@dataclass(frozen=True, eq=False)
+class Translation:
+    """One scan in one target domain.
+
+    Attributes:
+        volume: the translation on the input's grid, in the target's units: HU for a CT window, [0, 1] for
+            the rule "none", the input's own scale for MR.
+        source_volume: the input.
+        report: what `report.json` holds: domains, intensity rule and window, trust measures, warnings, model,
+            settings and version.
+        cycle_map: |input translated there and back - input|, in the input's units, (S, H, W); None when it
+            was not asked for.
+    """
+
+    volume: "Volume"
+    source_volume: "Volume"
+    report: dict[str, Any]
+    cycle_map: np.ndarray | None = field(default=None, repr=False)
+
+    @property
+    def array(self) -> np.ndarray:
+        """The translation in the axis order and shape of the input, float32, in the target's units."""
+        return self.volume.to_source_array()
+
+    @property
+    def warnings(self) -> list[str]:
+        """Reasons to doubt the translation, a sentence each; empty does not mean that it is right."""
+        return self.report["warnings"]
+
+    def save(self, path: str | os.PathLike[str], *, overwrite: bool = False) -> Path:
+        """Write the scan, its report as `NAME.json` and its cycle map, if there is one, as `NAME_cycle`.
+
+        The scan comes last: when it is there, the rest is whole.
+
+        Raises:
+            GalipError: as `write_volume`.
+        """
+        from .data.writers import check_output_path, write_volume
+
+        path = check_output_path(Path(path), overwrite=overwrite)
+        if report_path(path).exists() and not overwrite:
+            raise GalipError(
+                f"{report_path(path)}: already exists; choose another name or allow overwriting (--overwrite)"
+            )
+        if self.cycle_map is not None:
+            write_volume(self.source_volume.with_array(self.cycle_map), cycle_path(path), overwrite=overwrite)
+        write_report(self.report, report_path(path))
+        return write_volume(self.volume, path, overwrite=overwrite)
+
+    def save_figure(self, path: str | os.PathLike[str]) -> Path:
+        """A PNG of three slices, a quarter, half and three quarters up: the input, and the translation."""
+        from .figures import FigureRow, save_translation_figure
+
+        window, source_window = self.report["window"], self.report["source_window"]
+        count = len(self.volume.array)
+        rows = []
+        for number in sorted({round(share * (count - 1)) for share in (0.25, 0.5, 0.75)}):
+            source = _shown(self.source_volume.array[number], source_window)
+            translation = _shown(self.volume.array[number], window)
+            rows.append(
+                FigureRow(
+                    f"slice {number}", source, translation, None, self.report["source"], self.report["target"]
+                )
+            )
+        title = f"{self.report['source']} → {self.report['target']}, {DISCLAIMER}"
+        return save_translation_figure(rows, path, title=title)
+
+
+def _shown(image: np.ndarray, window: Sequence[float]) -> np.ndarray:
+    return np.clip((image - window[0]) / (window[1] - window[0]), 0, 1)
+
+
+def _split_suffix(path: Path) -> tuple[str, str]:
+    suffix = ".nii.gz" if path.name.lower().endswith(".nii.gz") else path.suffix
+    return path.name[: len(path.name) - len(suffix)], suffix
+
+
+def report_path(path: Path) -> Path:
+    """Where the report of the scan at `path` lies."""
+    return path.with_name(f"{_split_suffix(path)[0]}.json")
+
+
+def cycle_path(path: Path) -> Path:
+    """Where the cycle map of the scan at `path` lies."""
+    stem, suffix = _split_suffix(path)
+    return path.with_name(f"{stem}_cycle{suffix}")
+
+
+def load_model(
+    source: str, *, revision: str | None = None, token: str | bool | None = None
+) -> tuple[GalipForImageTranslation, GalipImageProcessor]:
+    """A model and its processor from a directory or a Hub repository.
+
+    Raises:
+        GalipError: nothing there, or not a model of ours.
+    """
+    looks_local = os.path.exists(source) or source.startswith((".", "/", "~")) or source.count("/") != 1
+    if looks_local and not os.path.isdir(source):
+        raise GalipError(
+            f"{source}: no such model directory; expected one written by save_pretrained, or user/name"
+        )
+    options: dict[str, Any] = {"revision": revision} if revision else {}
+    if token is not None:
+        options["token"] = token
+    try:
+        model = GalipForImageTranslation.from_pretrained(source, **options)
+        processor = GalipImageProcessor.from_pretrained(source, **options)
+    except OSError as error:
+        raise GalipError(f"{source}: not a model that can be loaded ({str(error).splitlines()[0]})") from None
+    return model, processor
+
+
+class GalipPipeline:
+    """Translates whole scans.
+
+    ```python
+    pipe = GalipPipeline.from_pretrained("examples/phantom_model")
+    translation = pipe("scan.nii.gz", target="T2")
+    translation.save("t2.nii.gz")
+    ```
+    """
+
+    def __init__(
+        self,
+        model: GalipForImageTranslation,
+        processor: GalipImageProcessor,
+        *,
+        device: str | torch.device = "cpu",
+        precision: str = "fp32",
+        name: str | None = None,
+    ) -> None:
+        if precision not in PRECISIONS:
+            raise GalipError(f"precision is {precision!r}; expected one of {', '.join(PRECISIONS)}")
+        try:
+            self.model: GalipForImageTranslation = model.to(torch.device(device)).eval()  # type: ignore[arg-type]
+        except (RuntimeError, AssertionError) as error:
+            raise GalipError(f"device {device}: not usable ({str(error).splitlines()[0]})") from None
+        self.processor = processor
+        self.precision = precision
+        self.name = name or model.config.name_or_path or "unnamed"
+        self._statistics = processor.statistics
+        self._targets: dict[str, GalipTarget] = {}
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        model: str | os.PathLike[str],
+        *,
+        revision: str | None = None,
+        token: str | bool | None = None,
+        device: str | torch.device = "cpu",
+        precision: str = "fp32",
+    ) -> "GalipPipeline":
+        """From a model directory or a repository of the Hub (`user/name`, at `revision`).
+
+        Args:
+            precision: `fp32` (the reference), or `bf16` or `fp16` under autocast.
+
+        Raises:
+            GalipError: no such model, weights or configuration that do not fit, an unusable device, an
+                unknown precision.
+        """
+        loaded, processor = load_model(os.fspath(model), revision=revision, token=token)
+        return cls(loaded, processor, device=device, precision=precision, name=os.fspath(model))
+
+    @property
+    def config(self) -> GalipConfig:
+        """The model's configuration."""
+        config: GalipConfig = self.model.config  # type: ignore[assignment]
+        return config
+
+    def source_domain(self, source: str | None, slices: "Volume | None" = None) -> str:
+        """The domain whose intensity rule the input follows: `source`, or where all rules are the same the
+        domain that the input looks like (the first one if the model cannot tell).
+
+        Raises:
+            GalipError: an unknown domain, or None with domains of different rules.
+        """
+        names = self.config.domain_names
+        if source is not None:
+            if source not in names:
+                raise GalipError(f"source {source!r} is unknown to this model; it has {', '.join(names)}")
+            return source
+        rules = {tuple(sorted(self.processor.intensity_rules[name].items())) for name in names}
+        if len(rules) > 1:
+            raise GalipError(
+                "source (--from) is missing: this model's domains have different intensity rules; "
+                f"give one of {', '.join(names)}"
+            )
+        if slices is None or not self._statistics:
+            return names[0]
+        values = self._normalize(slices, names[0]).pixel_values[:, 0].numpy()
+        look = trust.check_source(values, next(iter(self._statistics)), self._statistics)
+        return look["looks_like"] or names[0]
+
+    def __call__(
+        self,
+        scan: Any,
+        target: str | Sequence[str],
+        source: str | None = None,
+        *,
+        batch_size: int = 8,
+        cycle: bool = False,
+        crop: bool = False,
+        resample: float | None = None,
+        advance: Advance = lambda count: None,
+    ) -> Any:
+        """Translate one scan, or a list of scans.
+
+        Args:
+            scan: a path, a `Volume`, a nibabel image, a numpy array (S, H, W) or (H, W), or a single-channel
+                PIL image; or a list of these.
+            target: a domain's name, or several.
+            source: the domain of the input; None where the domains share one intensity rule.
+            batch_size: slices translated at once.
+            cycle: also translate back to the source, for the cycle map and error.
+            crop: translate the foreground's bounding box only, grown to a multiple of 32.
+            resample: pixel size in mm at which to translate (linear interpolation within the slices, undone
+                afterwards); None for the scan's own.
+            advance: called with the number of slices done since the last call; there are
+                S * targets * (2 with `cycle`) of them.
+
+        Returns:
+            A `Translation` for one scan and one target; a list for several scans or targets, scan by scan.
+
+        Raises:
+            GalipError: an unreadable scan, an unknown domain, values that do not fit the source's rule.
+        """
+        targets = [target] if isinstance(target, str) else list(target)
+        if not targets or len(set(targets)) != len(targets):
+            raise GalipError(f"target: found {targets}; expected at least one domain, each once")
+        if batch_size < 1:
+            raise GalipError(f"batch_size is {batch_size}; expected 1 or more")
+        if resample is not None and not 0 < resample < math.inf:
+            raise GalipError(f"resample is {resample}; expected a pixel size in mm, more than 0")
+        several = isinstance(scan, (list, tuple))
+        translations = [
+            translation
+            for one in (scan if several else [scan])
+            for translation in self._translate(
+                as_volume(one), targets, source, _Settings(batch_size, cycle, crop, resample, advance)
+            )
+        ]
+        return translations if several or not isinstance(target, str) else translations[0]
+
+    def _target(self, name: str) -> GalipTarget:
+        if name not in self._targets:
+            with torch.inference_mode():
+                self._targets[name] = self.model.prepare_target(name)
+        return self._targets[name]
+
+    def _normalize(self, volume: "Volume", domain: str) -> NormalizedVolume:
+        try:
+            return self.processor.normalize_volume(volume.array, domain)
+        except GalipError as error:
+            raise GalipError(f"{volume.path or 'scan'}: {error}") from None
+
+    def _translate(
+        self, volume: "Volume", names: list[str], source: str | None, settings: "_Settings"
+    ) -> list[Translation]:
+        targets = [self._target(name) for name in names]
+        given, source = source is not None, self.source_domain(source, volume)
+        normalized = self._normalize(volume, source)
+        slices = normalized.pixel_values[:, 0].numpy()
+        source_report = {
+            "source": source,
+            "source_given": given,
+            "source_rule": self.processor.intensity_rules[source],
+            "source_window": [normalized.lower, normalized.upper],
+            "outside_fraction": normalized.outside_fraction,
+            "input_check": trust.check_source(
+                _at_pixel_size(slices, volume, settings.resample), source, self._statistics
+            ),
+        }
+        translations = []
+        for name, translated in zip(names, self._run(volume, slices, targets, settings), strict=True):
+            # A percentile window belongs to one scan: an MR translation keeps the input's scale.
+            lower, upper = self.processor.fixed_window(name) or (normalized.lower, normalized.upper)
+            report: dict[str, Any] = {
+                **source_report,
+                "target": name,
+                "slices": len(slices),
+                "rule": self.processor.intensity_rules[name],
+                "window": [lower, upper],
+                "identity": trust.identity_check(slices, translated),
+                "cycle_error": None,
+            }
+            cycle_map = None
+            if settings.cycle:
+                (returned,) = self._run(volume, translated, [self._target(source)], settings)
+                report["cycle_error"] = trust.cycle_error(slices, returned)
+                cycle_map = np.abs(returned - slices) * (normalized.upper - normalized.lower)
+            report["warnings"] = trust.warnings_of(report)
+            report |= self._provenance(volume, settings)
+            array = self.processor.postprocess(translated, lower=lower, upper=upper)
+            translations.append(Translation(volume.with_array(array), volume, report, cycle_map))
+        return translations
+
+    def _run(
+        self, volume: "Volume", slices: np.ndarray, targets: list[GalipTarget], settings: "_Settings"
+    ) -> list[np.ndarray]:
+        """Slices in model space to the targets, through resampling and crop and back."""
+        given = _at_pixel_size(slices, volume, settings.resample)
+        box = (slice(None), *(foreground_box(given) if settings.crop else ()))
+        parts = translate_to_targets(
+            self.model,
+            given[box],
+            targets,
+            batch_size=settings.batch_size,
+            precision=self.precision,
+            advance=lambda count: settings.advance(count * len(targets)),
+        )
+        wholes = []
+        for part in parts:
+            whole = np.zeros_like(given)  # outside the box: air
+            whole[box] = part
+            wholes.append(resize_slices(whole, *slices.shape[1:]))
+        return wholes
+
+    def _provenance(self, volume: "Volume", settings: "_Settings") -> dict[str, Any]:
+        return {
+            "input": str(volume.path) if volume.path else None,
+            "model": self.name,
+            "settings": {
+                "device": str(self.model.device),
+                "precision": self.precision,
+                "batch_size": settings.batch_size,
+                "crop": settings.crop,
+                "resample": settings.resample,
+            },
+            "galip_hf": __version__,
+            "note": DISCLAIMER,
+        }
+
+
+@dataclass(frozen=True)
+class _Settings:
+    """How to translate; see `GalipPipeline.__call__`."""
+
+    batch_size: int
+    cycle: bool
+    crop: bool
+    resample: float | None
+    advance: Advance
+
+
+def _at_pixel_size(slices: np.ndarray, volume: "Volume", millimetres: float | None) -> np.ndarray:
+    """The volume's slices with square pixels of that size; as they are for None."""
+    if millimetres is None:
+        return slices
+    edges = zip(slices.shape[1:], volume.spacing[1:], strict=True)
+    height, width = (max(1, round(length * size / millimetres)) for length, size in edges)
+    return resize_slices(slices, height, width)
+
+
+def as_volume(scan: Any) -> "Volume":
+    """A scan in any of its forms as a `Volume`; see `GalipPipeline.__call__`.
+
+    Raises:
+        GalipError: a file that cannot be read, an array of a wrong rank, or another type.
+    """
+    from .data.readers import read_volume
+    from .data.volumes import Volume
+
+    if isinstance(scan, Volume):
+        return scan
+    if isinstance(scan, (str, os.PathLike)):
+        return read_volume(os.fspath(scan))
+    if hasattr(scan, "header") and hasattr(scan, "dataobj"):  # a nibabel image
+        return _of_nibabel(scan)
+    if isinstance(scan, np.ndarray):
+        return Volume.from_array(scan)
+    if hasattr(scan, "getbands"):  # a PIL image
+        if len(scan.getbands()) != 1:
+            raise GalipError(f"scan: found a PIL image of mode {scan.mode}; expected one channel, convert it")
+        return Volume.from_array(np.asarray(scan))
+    raise GalipError(
+        f"scan: found {type(scan).__name__}; expected a path, a nibabel image, a numpy array or a PIL image"
+    )
+
+
+def _of_nibabel(image: Any) -> "Volume":
+    from .data.volumes import Volume, checked_float32, nifti_layout, nifti_spacing
+
+    layout = nifti_layout(image.header, "scan")
+    array = layout.arrange(checked_float32(np.asanyarray(image.dataobj), "scan"))
+    return Volume(array=array, path=None, spacing=nifti_spacing(layout), source=layout)
+
+
+__all__ = ["GalipPipeline", "Translation", "as_volume", "cycle_path", "load_model", "report_path"]

@@ -1,0 +1,116 @@
+"""What two real processes do, for test_distributed.py: each part writes what its process saw.
+
+Started by `accelerate launch`; arguments: table folder, CLIP folder, output folder.
+"""
+
+import hashlib
+import json
+import os
+import signal
+import sys
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import torch
+from conftest import tiny_config
+from safetensors.torch import save_file
+from test_trainer import gradients_at_the_step
+
+from galip_hf import GalipForImageTranslation, GalipImageProcessor
+from galip_hf.checkpoint import optimizer_tensors
+from galip_hf.clip_backbone import ClipBackbone
+from galip_hf.data.sampling import UnpairedSlices
+from galip_hf.data.table import load_table
+from galip_hf.trainer import GalipTrainer
+from galip_hf.training_args import GalipTrainingArguments
+
+TABLE, CLIP, OUTPUT = (Path(argument) for argument in sys.argv[1:4])
+
+
+class Poisoned(UnpairedSlices):
+    """One item of the first epoch is not finite."""
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        item = super().__getitem__(index)
+        if index == 3:  # the second process's, of the second step
+            item["image_a"] = torch.full_like(item["image_a"], float("nan"))
+        return item
+
+
+def make_trainer(
+    name: str, validate: Any = None, kind: type[UnpairedSlices] = UnpairedSlices, **arguments: Any
+) -> GalipTrainer:
+    settings = GalipTrainingArguments(**{"output_dir": str(OUTPUT / name), "batch_size": 1, **arguments})
+    torch.manual_seed(0)
+    model = GalipForImageTranslation(tiny_config())
+    dataset = kind(load_table(TABLE)["train"], domains=model.config.domain_names, seed=settings.seed)
+    processor = GalipImageProcessor.from_config(model.config)
+    return GalipTrainer(model, processor, ClipBackbone.from_pretrained(CLIP), settings, dataset, validate)
+
+
+def digest(trainer: GalipTrainer) -> str:
+    """Hash of all that training changes."""
+    total = hashlib.sha256()
+    optimizers = (trainer.generator_optimizer, trainer.discriminator_optimizer)
+    for module in (trainer.generator, trainer.discriminator, trainer.ema.module):
+        for name, value in module.state_dict().items():
+            total.update(name.encode() + value.numpy().tobytes())
+    for optimizer in optimizers:
+        for name, value in sorted(optimizer_tensors(optimizer).items()):
+            total.update(name.encode() + value.numpy().tobytes())
+    return total.hexdigest()
+
+
+def first_gradients(process: int) -> list[list[int]]:
+    """Gradients of one step, and which domains each process drew."""
+    trainer = make_trainer("gradients")
+    batches = next(trainer.loader.steps(0))
+    _, domains = trainer._agree([], batches)
+    found = gradients_at_the_step(trainer, batches, domains)
+    save_file(
+        {name: value for name, value in found.items() if value is not None},
+        OUTPUT / f"gradients-{process}.safetensors",
+    )
+    return [list(batches[0].source_domains), domains]
+
+
+def main() -> None:
+    torch.set_num_threads(1)
+    process = int(os.environ["RANK"])
+    result: dict[str, Any] = {"domains": first_gradients(process)}
+
+    trainer = make_trainer("hashes", max_steps=20, checkpoint_steps=0)
+    trainer.train()
+    result |= {"processes": trainer.processes.size, "twenty_steps": digest(trainer)}
+
+    steps = {"max_steps": 6, "checkpoint_steps": 2, "logging_steps": 3, "num_workers": 1}
+    whole = make_trainer("whole", **steps)
+    whole.train()
+
+    def interrupt(_: Any) -> dict[str, float]:
+        raise InterruptedError
+
+    with suppress(InterruptedError):
+        make_trainer("cut", interrupt, **steps, validation_steps=5).train()
+    resumed = make_trainer("cut", **steps, resume=True)
+    resumed.train()
+    result |= {"whole": digest(whole), "resumed": digest(resumed)}
+
+    poisoned = make_trainer("poisoned", kind=Poisoned, max_steps=4, logging_steps=4)
+    poisoned.train()
+    result |= {"poisoned": digest(poisoned), "skipped": poisoned.guard.skipped}
+
+    def terminate(_: Any) -> dict[str, float]:
+        if process == 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return {}
+
+    stopped = make_trainer("stopped", terminate, max_steps=9, validation_steps=2, checkpoint_steps=0)
+    stopped.train()
+    result |= {"stopped_by": stopped.stopped_by, "stopped_at": stopped.step}
+    (OUTPUT / f"result-{process}.json").write_text(json.dumps(result), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
