@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/.installed
-SOURCES := galip_hf tests examples
+SOURCES := galip_hf tests examples benchmarks
 
 .PHONY: demo test quality style phantom-model clean
 
@@ -16,7 +16,7 @@ demo: $(INSTALLED)
 	$(BIN)/python examples/demo.py $(DEMO_ARGUMENTS)
 
 test: $(INSTALLED)
-	$(BIN)/python -m pytest $(PYTEST_ARGUMENTS)
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile $(PYTEST_ARGUMENTS)
 
 quality: $(INSTALLED)
 	$(BIN)/ruff check $(SOURCES)

@@ -12,9 +12,29 @@ from typing import Any
 import torch
 import torch.distributed
 from accelerate import PartialState
+from accelerate.utils import get_int_from_env, parse_flag_from_env
 from torch import Tensor, nn
 
+from .errors import GalipError
+
 _BUCKET_BYTES = 64 * 2**20
+
+
+def process_state() -> PartialState:
+    """Accelerate's view of this process and the others.
+
+    Raises:
+        GalipError: several processes were launched, but do not see each other.
+    """
+    # Only Accelerate's larger classes look at this flag; without it processes on a CPU would run alone.
+    state = PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU"))
+    launched = get_int_from_env(["WORLD_SIZE"], 1)
+    if launched > 1 and state.num_processes == 1:
+        raise GalipError(
+            f"{launched} processes were launched, but each would train alone; on a machine without a GPU set "
+            "ACCELERATE_USE_CPU=true"
+        )
+    return state
 
 
 class ProcessGroup:
@@ -24,7 +44,7 @@ class ProcessGroup:
     """
 
     def __init__(self) -> None:
-        self.state = PartialState()
+        self.state = process_state()
         self._host: Any = (
             torch.distributed.new_group(backend="gloo") if self.state.num_processes > 1 else None
         )
@@ -91,4 +111,4 @@ def _buckets(tensors: Sequence[Tensor]) -> Iterable[list[Tensor]]:
         yield bucket
 
 
-__all__ = ["ProcessGroup"]
+__all__ = ["ProcessGroup", "process_state"]

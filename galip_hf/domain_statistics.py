@@ -101,6 +101,8 @@ class DomainStatistics:
         parts = volumes
         if len(volumes) < FEWEST_VOLUMES:
             parts = [part[number : number + 1] for part in volumes for number in range(len(part))]
+        if len(parts) < 2:
+            raise GalipError("volumes: found one slice; the statistics of a domain need at least two")
         halves = [
             np.sum([count_spots(parts[number]) for number in range(start, len(parts), 2)], axis=0)
             for start in (0, 1)

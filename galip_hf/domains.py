@@ -1,11 +1,15 @@
 """A trained generator grows by a domain, without a change of what it does for the old ones."""
 
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
 
+from .checkpoint import load_state, load_tensors
 from .clip_backbone import ClipBackbone
 from .configuration_galip import GalipConfig
+from .discriminator import GalipDiscriminator
 from .errors import GalipError
 from .modeling_galip import GalipForImageTranslation
 
@@ -56,4 +60,42 @@ def add_domain(
     return grown.train(model.training)
 
 
-__all__ = ["add_domain"]
+def load_heads(
+    discriminator: GalipDiscriminator, checkpoint: str | Path, domain_names: Sequence[str]
+) -> list[str]:
+    """Take the heads of an earlier run for the domains it has in common with this one, by name.
+
+    Args:
+        discriminator: of the new run; the heads of its other domains stay as they are.
+        checkpoint: a folder `checkpoints/step-…`.
+        domain_names: of the new run, in the order of their labels.
+
+    Returns:
+        Names of the domains whose heads were taken.
+
+    Raises:
+        GalipError: it cannot be read, has no domain in common, or heads of another shape (another CLIP
+            model).
+    """
+    path = Path(checkpoint)
+    earlier = [domain["name"] for domain in load_state(path)["model"]["domains"]]
+    tensors = load_tensors(path, "discriminator")
+    taken = [name for name in domain_names if name in earlier]
+    if not taken:
+        raise GalipError(
+            f"{path}: has heads for {', '.join(earlier)}, none of them for {', '.join(domain_names)}"
+        )
+    for name in taken:
+        prefix = f"domains.{earlier.index(name)}."
+        own = {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
+        try:
+            discriminator.domains[domain_names.index(name)].load_state_dict(own)
+        except RuntimeError as error:
+            reason = " ".join(str(error).split())[:200]
+            raise GalipError(
+                f"{path}: its heads for {name} do not fit ({reason}); use the CLIP model of that run"
+            ) from None
+    return taken
+
+
+__all__ = ["add_domain", "load_heads"]

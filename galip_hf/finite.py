@@ -31,7 +31,7 @@ class FiniteGuard:
         self._in_a_row = torch.zeros((), device=device)
         self._most_in_a_row = torch.zeros((), device=device)
         self._flags: list[Tensor] = []
-        self._rows: list[tuple[int, ...]] = []
+        self._rows: list[tuple[int | str, ...]] = []
 
     def check(self, norms: Tensor, batches: Sequence[UnpairedBatch]) -> Tensor:
         """1 where any of the norms (K,) is not finite, else 0; (), float32, on the device.
@@ -47,7 +47,7 @@ class FiniteGuard:
         self._rows.append(tuple(row for batch in batches for row in batch.rows))
         return skip
 
-    def collect(self, step: int) -> Iterator[tuple[int, tuple[int, ...]]]:
+    def collect(self, step: int) -> Iterator[tuple[int, tuple[int | str, ...]]]:
         """(step, rows) of the steps skipped since the last call, which `step` ended."""
         flags = torch.stack(self._flags).tolist() if self._flags else []
         first, rows = step - len(flags) + 1, self._rows

@@ -49,15 +49,28 @@ def translate_to_targets(
     empty = ~np.any(occupied(slices), axis=(1, 2))
     advance(int(empty.sum()))
     rows = np.flatnonzero(~empty)
+    for chosen, outputs in _batches(model, slices, rows, targets, batch_size, precision):
+        for whole, output in zip(translated, outputs, strict=True):
+            whole[chosen] = output
+        advance(len(chosen))
+    return translated
+
+
+def _batches(
+    model: GalipForImageTranslation,
+    slices: np.ndarray,
+    rows: np.ndarray,
+    targets: Sequence[GalipTarget],
+    batch_size: int,
+    precision: str,
+) -> Iterator[tuple[np.ndarray, list[np.ndarray]]]:
+    """The next of `rows`, and those slices in each target, (B, H, W) float32."""
     for start in range(0, len(rows), batch_size):
         chosen = rows[start : start + batch_size]
         pixel_values = torch.from_numpy(np.ascontiguousarray(slices[chosen], dtype=np.float32))[:, None]
         with torch.inference_mode(), _autocast(model.device, precision):
             outputs = model.translate(pixel_values.to(model.device), targets)
-        for whole, output in zip(translated, outputs, strict=True):
-            whole[chosen] = output[:, 0].float().cpu().numpy()
-        advance(len(chosen))
-    return translated
+        yield chosen, [output[:, 0].float().cpu().numpy() for output in outputs]
 
 
 def _autocast(device: torch.device, precision: str) -> AbstractContextManager[object]:
@@ -98,24 +111,16 @@ def resize_slices(slices: np.ndarray, height: int, width: int) -> np.ndarray:
     return ndimage.zoom(slices, factors, order=1, mode="nearest", grid_mode=True)
 
 
-def translate_batches(
+def translate_slices(
     model: GalipForImageTranslation, slices: np.ndarray, target_domain: str, batch_size: int = 8
-) -> Iterator[np.ndarray]:
-    """Translate (S, H, W) float32 slices in model space; yields up to `batch_size` of them each time."""
+) -> np.ndarray:
+    """Translate (S, H, W) slices in model space, empty ones too; the same shape, float32."""
     with torch.inference_mode():
         targets = [model.prepare_target(target_domain)]
-    for start in range(0, len(slices), batch_size):
-        pixel_values = torch.from_numpy(
-            np.ascontiguousarray(slices[start : start + batch_size], dtype=np.float32)
-        )
-        with torch.inference_mode():
-            (output,) = model.translate(pixel_values[:, None].to(model.device), targets)
-        yield output[:, 0].float().cpu().numpy()
-
-
-def translate_slices(model: GalipForImageTranslation, slices: np.ndarray, target_domain: str) -> np.ndarray:
-    """Translate (S, H, W) float32 slices in model space; the same shape."""
-    return np.concatenate(list(translate_batches(model, slices, target_domain)))
+    translated = np.empty(slices.shape, np.float32)
+    for chosen, (output,) in _batches(model, slices, np.arange(len(slices)), targets, batch_size, "fp32"):
+        translated[chosen] = output
+    return translated
 
 
 __all__ = [
@@ -123,7 +128,6 @@ __all__ = [
     "foreground_box",
     "occupied",
     "resize_slices",
-    "translate_batches",
     "translate_slices",
     "translate_to_targets",
 ]

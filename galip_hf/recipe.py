@@ -3,7 +3,8 @@
 ```yaml
 model: {base_channels: 32}            # fields of GalipConfig; text widths follow the CLIP model
 clip: {source: hf-hub:…}              # or {tiny: {…}}: the stand-in, made and trained on the phantom
-data: {phantom: {…}}                  # or {table: DIRECTORY}, or {files: [{path, domain, subject, split}]}
+data: {phantom: {…}}                  # or {table: DIRECTORY}, {files: [{path, domain, subject, split}]},
+                                      # or {streaming: {source: OWNER/NAME, items: …}}
 training: {output_dir: …, max_steps: …}
 ```
 """
@@ -24,21 +25,22 @@ import yaml
 from . import phantom
 from .clip_backbone import BIOMED_CLIP, ClipBackbone
 from .configuration_galip import IXI_DOMAINS, GalipConfig
-from .data.paired import TableSubjects
 from .data.sampling import UnpairedSlices
-from .data.table import SliceReader, SubjectVolume, domain_slices, load_table, write_table
+from .data.streaming import StreamedSlices, open_stream
+from .data.table import SliceReader, SubjectVolume, load_table, write_table
+from .distributed import process_state
 from .domain_statistics import DomainStatistics
+from .domains import load_heads
 from .errors import GalipError
-from .evaluation import evaluate
 from .files import atomic_write
 from .image_processing_galip import GalipImageProcessor
-from .inference import translate_slices
 from .modeling_galip import GalipForImageTranslation
 from .prepare.sources import Scan
 from .prepare.subjects import Settings, prepare_subject
 from .tiny_clip import build_tiny_clip, train_tiny_clip
-from .trainer import GalipTrainer, Validate
+from .trainer import GalipTrainer
 from .training_args import GalipTrainingArguments
+from .validation import Validation
 
 logger = logging.getLogger(__name__)
 
@@ -70,12 +72,27 @@ class FileRecipe:
 
 
 @dataclass(frozen=True)
+class StreamRecipe:
+    """A published table (Hub repository or local folder of Parquet files) whose train split is streamed.
+
+    `items` is the length of an epoch, over all processes: half the train split's slices. Each worker holds
+    `buffer_size` slices. The validation split, if there is one, is downloaded.
+    """
+
+    source: str
+    items: int
+    revision: str | None = None
+    buffer_size: int = 1000
+
+
+@dataclass(frozen=True)
 class DataRecipe:
-    """Exactly one source of slices: `phantom`, `files` or a prepared `table`."""
+    """Exactly one source of slices: `phantom`, `files`, a prepared `table` or a `streaming` one."""
 
     phantom: PhantomRecipe | None = None
     files: tuple[FileRecipe, ...] = ()
     table: str | None = None
+    streaming: StreamRecipe | None = None
 
 
 @dataclass(frozen=True)
@@ -186,10 +203,10 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
         except yaml.YAMLError:
             raise GalipError(f"override {override!r}: the value is not valid YAML") from None
     recipe: Recipe = _build(Recipe, values, str(path))
-    sources = [recipe.data.phantom is not None, bool(recipe.data.files), recipe.data.table is not None]
-    if sum(sources) != 1:
+    found = sum(bool(getattr(recipe.data, item.name)) for item in dataclasses.fields(recipe.data))
+    if found != 1:
         raise GalipError(
-            f"{path}.data: found {sum(sources)} sources; expected exactly one of phantom, files, table"
+            f"{path}.data: found {found} sources; expected exactly one of phantom, files, table, streaming"
         )
     GalipConfig.from_dict(recipe.model)  # a misspelt key is told before hours of preparation
     return recipe
@@ -268,15 +285,21 @@ class _TableVolumes(Sequence[np.ndarray]):
 
 
 def measure_statistics(table: datasets.Dataset, domains: Sequence[str]) -> dict[str, DomainStatistics]:
-    """Statistics of each domain's slices in a table, subject by subject in the table's order."""
+    """Statistics of each domain's slices in a table, subject by subject in the table's order.
+
+    A domain with too few slices for them is left out: inputs cannot be compared with it.
+    """
     reader, names = SliceReader(table), table.features["domain"].names
     rows: dict[str, dict[str, list[int]]] = {domain: {} for domain in domains}
     for row, (subject, label) in enumerate(zip(table["subject"], table["domain"], strict=True)):
         rows[names[label]].setdefault(subject, []).append(row)
-    return {
-        domain: DomainStatistics.measure(_TableVolumes(reader, list(volumes.values())))
-        for domain, volumes in rows.items()
-    }
+    statistics = {}
+    for domain, volumes in rows.items():
+        try:
+            statistics[domain] = DomainStatistics.measure(_TableVolumes(reader, list(volumes.values())))
+        except GalipError as error:
+            logger.warning("%s: no statistics of its training slices are kept (%s)", domain, error)
+    return statistics
 
 
 # CLIP
@@ -351,51 +374,99 @@ def make_config(recipe: Recipe, backbone: ClipBackbone) -> GalipConfig:
     return GalipConfig.from_dict({**text, **recipe.model})
 
 
-def make_validation(table: datasets.DatasetDict, domains: Sequence[str]) -> Validate | None:
-    """A function that scores a model on the paired validation subjects; None if there are none."""
-    if "validation" not in table:
-        return None
-    subjects = TableSubjects(table["validation"], domains)
-    if not subjects.paired:
-        return None
-    training_slices = {domain: domain_slices(table["train"], domain, limit=100) for domain in domains}
+def initial_config(recipe: Recipe) -> GalipConfig:
+    """The configuration of `training.initial_model`; what the recipe says of the model must agree with it."""
+    config = GalipConfig.from_pretrained(str(recipe.training.initial_model))
+    for key, value in recipe.model.items():
+        if getattr(config, key) != value:
+            raise GalipError(
+                f"model.{key} is {value!r}, that of {recipe.training.initial_model} is "
+                f"{getattr(config, key)!r}; leave `model` out with training.initial_model"
+            )
+    return config
 
-    def validate(model: GalipForImageTranslation) -> dict[str, float]:
-        report = evaluate(
-            subjects,
-            lambda volume, source, target: translate_slices(model, volume, target),
-            training_slices,
-            domains=domains,
-        )
-        cells = report["protocols"]["fixed"]["masked"]["directions"]
-        # A direction that no subject has is left out.
-        scores = {f"psnr {direction}": cell["psnr"] for direction, cell in cells.items() if cell["n"]}
-        return {"psnr": float(np.mean(list(scores.values()))), **scores}
 
-    return validate
+def make_dataset(
+    recipe: Recipe, table: datasets.DatasetDict | None, config: GalipConfig, processor: GalipImageProcessor
+) -> UnpairedSlices | StreamedSlices:
+    """The training items: of a table, or where there is none, of the recipe's stream."""
+    training = recipe.training
+    options: dict[str, Any] = {
+        "domains": config.domain_names,
+        "seed": training.seed,
+        "horizontal_flip": training.horizontal_flip,
+        "augmentation": training.augmentation,
+        "fixed_scale": [name for name in config.domain_names if processor.fixed_window(name)],
+    }
+    if table is not None:
+        share = training.paired_share if training.loss_weights.paired else 0.0
+        return UnpairedSlices(table["train"], paired_share=share, **options)
+    stream = recipe.data.streaming
+    assert stream is not None  # for the type checker: a recipe has one source
+    if training.loss_weights.paired:
+        raise GalipError("data.streaming: a stream has no registered pairs; set loss_weights.paired to 0")
+    state = process_state()
+    # Every worker gives as many whole batches as the others.
+    unit = training.batch_size * max(1, training.num_workers)
+    return StreamedSlices(
+        open_stream(stream.source, "train", stream.revision),
+        length=stream.items // state.num_processes // unit * unit,
+        buffer_size=stream.buffer_size,
+        process_index=state.process_index,
+        num_processes=state.num_processes,
+        **options,
+    )
+
+
+def make_validation(
+    recipe: Recipe,
+    table: datasets.DatasetDict | None,
+    config: GalipConfig,
+    processor: GalipImageProcessor,
+    backbone: ClipBackbone,
+) -> Validation | None:
+    """What scores the model every `validation_steps`; None where that is 0."""
+    if not recipe.training.validation_steps:
+        return None
+    if table is None:
+        stream = recipe.data.streaming
+        assert stream is not None
+        try:
+            split = datasets.load_dataset(stream.source, split="validation", revision=stream.revision)
+        except (ValueError, OSError) as error:
+            raise GalipError(
+                f"data.streaming: {stream.source} has no readable validation split "
+                f"({' '.join(str(error).split())[:200]}); set validation_steps to 0"
+            ) from None
+        table = datasets.DatasetDict(validation=split)
+    return Validation(table, config.domain_names, processor, backbone)
 
 
 def run_recipe(recipe: Recipe) -> GalipTrainer:
     """Prepare the data, load the CLIP model, train; returns the trainer, `train` having ended."""
-    from accelerate import PartialState
     from accelerate.utils import set_seed
 
-    with PartialState().main_process_first():
+    training = recipe.training
+    with process_state().main_process_first():
         backbone = load_backbone(recipe)
-        config = make_config(recipe, backbone)
+        config = initial_config(recipe) if training.initial_model else make_config(recipe, backbone)
         processor = GalipImageProcessor.from_config(config)
-        table = prepare_table(recipe, processor, config)
-        processor.set_statistics(measure_statistics(table["train"], config.domain_names))
-    set_seed(recipe.training.seed)
-    model = GalipForImageTranslation(config)
-    dataset = UnpairedSlices(
-        table["train"],
-        domains=config.domain_names,
-        seed=recipe.training.seed,
-        horizontal_flip=recipe.training.horizontal_flip,
+        table = None if recipe.data.streaming else prepare_table(recipe, processor, config)
+        if table is not None:
+            processor.set_statistics(measure_statistics(table["train"], config.domain_names))
+        validate = make_validation(recipe, table, config, processor, backbone)
+    set_seed(training.seed)
+    model = (
+        GalipForImageTranslation.from_pretrained(training.initial_model)
+        if training.initial_model
+        else GalipForImageTranslation(config)
     )
-    validate = make_validation(table, config.domain_names) if recipe.training.validation_steps else None
-    trainer = GalipTrainer(model, processor, backbone, recipe.training, dataset, validate)
+    dataset = make_dataset(recipe, table, config, processor)
+    pictures = validate.save_pictures if validate else None
+    trainer = GalipTrainer(model, processor, backbone, training, dataset, validate, pictures)
+    if training.initial_heads:
+        kept = load_heads(trainer.discriminator, training.initial_heads, config.domain_names)
+        logger.info("heads kept from %s: %s", training.initial_heads, ", ".join(kept))
     trainer.train()
     return trainer
 

@@ -28,6 +28,7 @@ from .checkpoint import (
     save_checkpoint,
 )
 from .clip_backbone import ClipBackbone
+from .compiling import compile_where_possible
 from .data.loading import StepLoader
 from .discriminator import GalipDiscriminator
 from .distributed import ProcessGroup
@@ -98,7 +99,7 @@ class GalipTrainer:
         if arguments.gradient_checkpointing:
             self.generator.activation_checkpointing_enable()
         if arguments.torch_compile:
-            self.generator.compile()
+            compile_where_possible(self.generator, device)
         text_embeddings = backbone.encode_prompts(model.config.prompts).embedding.to(device)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(arguments.seed)

@@ -63,6 +63,10 @@ class GalipTrainingArguments:
         early_stopping_patience: stop after so many validations in a row without a better one; 0 is never.
         torch_compile: compile the generator, where there is a compiler.
         gradient_checkpointing: recompute the generator's blocks in the backward pass, to save memory.
+        initial_model: model directory or Hub repository to train on from, in place of new weights; the
+            architecture and the domains are its own.
+        initial_heads: checkpoint (`…/checkpoints/step-…`) of the run that made it, whose discriminator heads
+            are kept for the domains of the same name; without it all heads are new.
         resume: continue from the latest of `output_dir/checkpoints`, if there is one.
 
     Raises:
@@ -100,6 +104,8 @@ class GalipTrainingArguments:
     early_stopping_patience: int = 0
     torch_compile: bool = False
     gradient_checkpointing: bool = False
+    initial_model: str | None = None
+    initial_heads: str | None = None
     resume: bool = False
 
     def __post_init__(self) -> None:
@@ -168,6 +174,8 @@ class GalipTrainingArguments:
             )
         if self.early_stopping_patience and self.metric_for_best is None:
             raise GalipError("training: early_stopping_patience needs metric_for_best, such as psnr")
+        if self.initial_heads and not self.initial_model:
+            raise GalipError("training: initial_heads needs initial_model, whose heads they are")
         if self.metric_for_best is not None and not self.validation_steps:
             raise GalipError("training: metric_for_best needs validation_steps above 0")
 

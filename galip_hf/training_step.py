@@ -38,7 +38,7 @@ class UnpairedBatch:
         source_domains: 2 B labels, on the host.
         source_labels, target_labels: the same and the other image's, (2 B,) int64, on the device.
         registered: (2 B,) float, 1 where the pair is one subject and slice.
-        rows: 2 B rows of the table, for messages.
+        rows: 2 B rows of the table, or what a stream calls its own, for messages.
     """
 
     sources: Tensor
@@ -46,7 +46,7 @@ class UnpairedBatch:
     source_labels: Tensor
     target_labels: Tensor
     registered: Tensor
-    rows: tuple[int, ...]
+    rows: tuple[int | str, ...]
 
     @classmethod
     def of(cls, items: Mapping[str, Tensor]) -> "UnpairedBatch":
@@ -58,7 +58,7 @@ class UnpairedBatch:
             source_labels=labels,
             target_labels=other_direction(labels),
             registered=items["registered"].float().repeat(2),
-            rows=tuple(torch.cat([items["row_a"], items["row_b"]]).tolist()),
+            rows=(*_listed(items["row_a"]), *_listed(items["row_b"])),
         )
 
     @property
@@ -76,6 +76,10 @@ class UnpairedBatch:
         """Called by the DataLoader where it pins memory."""
         names = ("sources", "source_labels", "target_labels", "registered")
         return replace(self, **{name: getattr(self, name).pin_memory() for name in names})
+
+
+def _listed(values: Tensor | Sequence[str]) -> list[int | str]:
+    return values.tolist() if isinstance(values, Tensor) else list(values)
 
 
 def other_direction(values: Tensor) -> Tensor:

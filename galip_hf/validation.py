@@ -15,13 +15,13 @@ from typing import Any
 
 import datasets
 import numpy as np
-from accelerate import PartialState
 from accelerate.utils import gather_object
 from skimage.exposure import match_histograms
 
 from .clip_backbone import ClipBackbone
 from .data.pairs import registered_rows
 from .data.table import SliceReader, domain_rows
+from .distributed import process_state
 from .distribution import distribution_distances, slice_features
 from .errors import GalipError
 from .evaluation import HISTOGRAM_SLICES
@@ -106,7 +106,7 @@ class Validation:
         A figure that cannot be had (FID needs more samples than features) is left out. Call it on all
         processes: each returns all figures.
         """
-        state = PartialState()
+        state = process_state()
         own = range(state.process_index, len(self._cases), state.num_processes)
         results: list[tuple[int, dict[str, Any]]] = [(index, self._score(index, model)) for index in own]
         results = sorted(gather_object(results), key=lambda result: result[0])

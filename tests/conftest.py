@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import yaml
 
 from galip_hf import GalipConfig, GalipForImageTranslation, GalipImageProcessor
 from galip_hf.clip_backbone import ClipBackbone
@@ -155,3 +156,16 @@ def make_trainer(tiny_backbone: ClipBackbone, table_directory: Path, tmp_path: P
         return GalipTrainer(model, processor, tiny_backbone, settings, dataset, validate)
 
     return make
+
+
+def tiny_run_recipe(path: Path, table: Path, clip: Path, **training: Any) -> Path:
+    """Write a recipe that trains a tiny model on a table, beside its output."""
+    model = {name: value for name, value in tiny_config().own_values().items() if "text_" not in name}
+    values = {
+        "model": model,
+        "clip": {"source": str(clip)},
+        "data": {"table": str(table)},
+        "training": {"output_dir": str(path.parent / "run"), "batch_size": 1, **training},
+    }
+    path.write_text(yaml.safe_dump(values), encoding="utf-8")
+    return path

@@ -1,6 +1,6 @@
 """What two real processes do, for test_distributed.py: each part writes what its process saw.
 
-Started by `accelerate launch`; arguments: table folder, CLIP folder, output folder.
+Started by `accelerate launch`; arguments: table folder, CLIP folder, output folder, recipe.
 """
 
 import hashlib
@@ -22,6 +22,7 @@ from galip_hf.checkpoint import optimizer_tensors
 from galip_hf.clip_backbone import ClipBackbone
 from galip_hf.data.sampling import UnpairedSlices
 from galip_hf.data.table import load_table
+from galip_hf.recipe import load_recipe, run_recipe
 from galip_hf.trainer import GalipTrainer
 from galip_hf.training_args import GalipTrainingArguments
 
@@ -105,6 +106,10 @@ def main() -> None:
         if process == 1:
             os.kill(os.getpid(), signal.SIGTERM)
         return {}
+
+    # The way that users go: a recipe.
+    recipe = load_recipe(sys.argv[4], [f"training.output_dir={OUTPUT / 'recipe'}"])
+    result["recipe"] = digest(run_recipe(recipe))
 
     stopped = make_trainer("stopped", terminate, max_steps=9, validation_steps=2, checkpoint_steps=0)
     stopped.train()

@@ -15,8 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-import yaml
-from conftest import MakeTrainer
+from conftest import MakeTrainer, tiny_run_recipe
 from test_trainer import state_of
 
 from galip_hf import GalipError
@@ -107,18 +106,12 @@ def test_a_signal_saves_and_ends_the_example(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    from conftest import tiny_config
-
     output = tmp_path / "run"
-    recipe = {
-        "model": {k: v for k, v in tiny_config().own_values().items() if not k.startswith("text_")},
-        "clip": {"source": str(clip_directory)},
-        "data": {"table": str(table_directory)},
-        "training": {"output_dir": str(output), "max_steps": 100000, "batch_size": 1, "logging_steps": 5},
-    }
-    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+    recipe = tiny_run_recipe(
+        tmp_path / "recipe.yaml", table_directory, clip_directory, max_steps=100000, logging_steps=5
+    )
     example = Path(__file__).resolve().parent.parent / "examples" / "train.py"
-    monkeypatch.setattr(sys, "argv", ["train.py", "--config", str(tmp_path / "recipe.yaml")])
+    monkeypatch.setattr(sys, "argv", ["train.py", "--config", str(recipe)])
 
     def send() -> None:
         while not (output / "log.jsonl").exists():

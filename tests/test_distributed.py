@@ -8,11 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import MakeTrainer
+from conftest import MakeTrainer, tiny_run_recipe
 from safetensors.torch import load_file
 from test_trainer import gradients_at_the_step, largest_difference
 
-from galip_hf.checkpoint import latest_checkpoint
+from galip_hf import GalipError
+from galip_hf.checkpoint import latest_checkpoint, load_state
 from galip_hf.distributed import ProcessGroup
 
 HERE = Path(__file__).resolve().parent
@@ -24,6 +25,7 @@ def two_processes(
 ) -> tuple[Path, list[dict[str, Any]]]:
     """The output folder of `distributed_run.py`, and what each of its processes reports."""
     output = tmp_path_factory.mktemp("two_processes")
+    recipe = tiny_run_recipe(output / "recipe.yaml", table_directory, clip_directory, max_steps=2)
     environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
     environment["PYTHONPATH"] = os.pathsep.join(
         [str(HERE.parent), str(HERE), os.environ.get("PYTHONPATH", "")]
@@ -33,7 +35,7 @@ def two_processes(
     launch += ["--dynamo_backend", "no", "--main_process_port", "0"]
     command = [sys.executable, "-m", "accelerate.commands.launch", *launch, str(HERE / "distributed_run.py")]
     done = subprocess.run(
-        [*command, str(table_directory), str(clip_directory), str(output)],
+        [*command, str(table_directory), str(clip_directory), str(output), str(recipe)],
         env=environment,
         capture_output=True,
         text=True,
@@ -60,7 +62,7 @@ def test_gradients_are_those_of_one_process_with_the_whole_batch(
         assert largest_difference(found, expected) <= 1e-5
 
 
-@pytest.mark.parametrize("part", ["twenty_steps", "whole", "resumed", "poisoned"])
+@pytest.mark.parametrize("part", ["twenty_steps", "whole", "resumed", "poisoned", "recipe"])
 def test_processes_stay_bit_identical(two_processes: tuple[Path, list[dict[str, Any]]], part: str) -> None:
     _, (first, second) = two_processes
     assert first[part] == second[part]
@@ -91,6 +93,18 @@ def test_a_signal_to_one_process_stops_all_with_a_checkpoint(
     assert [(result["stopped_by"], result["stopped_at"]) for result in results] == [("SIGTERM", 2)] * 2
     path = latest_checkpoint(output / "stopped" / "checkpoints")
     assert path is not None and path.name == "step-00000002"
+
+
+def test_a_recipe_trains_on_both(two_processes: tuple[Path, list[dict[str, Any]]]) -> None:
+    output, _ = two_processes
+    path = latest_checkpoint(output / "recipe" / "checkpoints")
+    assert path is not None and load_state(path)["processes"] == 2
+
+
+def test_processes_that_do_not_see_each_other_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")  # as the launcher sets it, in a process that is on its own
+    with pytest.raises(GalipError, match=r"2 processes were launched.+set ACCELERATE_USE_CPU=true"):
+        ProcessGroup()
 
 
 def test_one_process_needs_no_group() -> None:

@@ -171,3 +171,14 @@ def test_the_model_of_the_repository_keeps_those_of_its_recipe() -> None:
     for volume in phantom_volumes(recipe, processor, 0):
         counts = processor.statistics[volume.domain].counts
         assert (counts >= count_spots(volume.array)).all()
+
+
+def test_a_domain_with_too_little_to_measure_is_left_out(tmp_path: Path) -> None:
+    from galip_hf.data.table import SubjectVolume, load_table, write_table
+
+    volumes = [
+        SubjectVolume(scan(3, "T1"), "T1", "a", "train"),
+        SubjectVolume(scan(4, "T2")[:1], "T2", "b", "train"),
+    ]
+    write_table(volumes, tmp_path / "table", domains=["T1", "T2"], image_size=None, minimum_foreground=0)
+    assert list(measure_statistics(load_table(tmp_path / "table")["train"], ["T1", "T2"])) == ["T1"]

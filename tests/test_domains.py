@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from conftest import filled_model, tiny_config
@@ -11,6 +12,7 @@ from galip_hf import GalipError, GalipForImageTranslation, GalipImageProcessor
 from galip_hf.cli import main
 from galip_hf.clip_backbone import ClipBackbone
 from galip_hf.commands.add_domain import parse_intensity
+from galip_hf.domain_statistics import DomainStatistics
 from galip_hf.domains import add_domain
 
 FLAIR: dict[str, Any] = {
@@ -25,7 +27,10 @@ FLAIR: dict[str, Any] = {
 def old_model(tmp_path: Path) -> Path:
     model = filled_model(tiny_config())
     model.save_pretrained(tmp_path / "old")
-    GalipImageProcessor.from_config(model.config).save_pretrained(tmp_path / "old")
+    processor = GalipImageProcessor.from_config(model.config)
+    slices = np.random.default_rng(0).random((8, 32, 32), dtype=np.float32)
+    processor.set_statistics({"T1": DomainStatistics.measure([slices])})
+    processor.save_pretrained(tmp_path / "old")
     return tmp_path / "old"
 
 
@@ -50,6 +55,8 @@ def test_the_command_leaves_the_old_domains_bit_identical(
     processor = GalipImageProcessor.from_pretrained(output)
     assert processor.intensity_rules["FLAIR"] == FLAIR["intensity"]
     assert processor.fixed_window("CT") == (-1000.0, 1000.0)
+    assert processor.domain_statistics == GalipImageProcessor.from_pretrained(old_model).domain_statistics
+    assert set(processor.domain_statistics) == {"T1"}
 
 
 def test_the_new_rows_are_those_of_its_prompt_and_its_model(tiny_backbone: ClipBackbone) -> None:
@@ -119,3 +126,15 @@ def test_intensity_rules_are_parsed() -> None:
     for text in ("none:1", "percentile", "percentile:a:b", "median:1:2"):
         with pytest.raises(GalipError, match="expected percentile:LOWER:UPPER"):
             parse_intensity(text)
+
+
+def test_the_command_keeps_the_statistics_of_the_old_domains(
+    old_model: Path, clip_directory: Path, tmp_path: Path
+) -> None:
+    processor = GalipImageProcessor.from_pretrained(old_model)
+    slices = np.random.default_rng(0).random((4, 32, 32), dtype=np.float32)
+    processor.set_statistics({"T1": DomainStatistics.measure([slices])})
+    processor.save_pretrained(old_model)
+    assert main(command(old_model, clip_directory, tmp_path / "new")) == 0
+    kept = GalipImageProcessor.from_pretrained(tmp_path / "new")
+    assert kept.domain_statistics == processor.domain_statistics

@@ -6,7 +6,7 @@ import torch
 from conftest import filled_model, tiny_config
 
 from galip_hf import GalipError, GalipForImageTranslation
-from galip_hf.inference import occupied, translate_batches, translate_slices
+from galip_hf.inference import occupied, translate_slices
 
 
 @pytest.fixture(scope="module")
@@ -22,10 +22,12 @@ def slices() -> np.ndarray:
 def test_batches_equal_the_whole_in_order(model: GalipForImageTranslation, slices: np.ndarray) -> None:
     with torch.inference_mode():
         whole = model(torch.from_numpy(slices)[:, None], "CT").translation[:, 0].numpy()
-    batches = list(translate_batches(model, slices, "CT", batch_size=3))
-    assert [batch.shape for batch in batches] == [(3, 12, 18), (3, 12, 18), (1, 12, 18)]
-    assert all(batch.dtype == np.float32 for batch in batches)
-    np.testing.assert_allclose(np.concatenate(batches), whole, rtol=0, atol=1e-5)
+    sizes: list[int] = []
+    handle = model.conv_in.register_forward_hook(lambda _, given, __: sizes.append(len(given[0])))
+    found = translate_slices(model, slices, "CT", batch_size=3)
+    handle.remove()
+    assert sizes == [3, 3, 1] and found.dtype == np.float32
+    np.testing.assert_allclose(found, whole, rtol=0, atol=1e-5)
     np.testing.assert_allclose(translate_slices(model, slices, "CT"), whole, rtol=0, atol=1e-5)
     assert np.abs(whole[0] - whole[1]).max() > 0.1  # so that a wrong order would show
 

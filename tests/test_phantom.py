@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import time
 
 import numpy as np
 import pytest
@@ -205,12 +204,3 @@ def test_bad_input_is_refused() -> None:
         make_subject(0, size=8)
     with pytest.raises(GalipError, match="slices is 0"):
         make_subject(0, slices=0)
-
-
-def test_making_a_subject_is_quick() -> None:
-    best = np.inf
-    for seed in range(3):
-        start = time.perf_counter()
-        make_subject(seed)
-        best = min(best, time.perf_counter() - start)
-    assert best < 0.5

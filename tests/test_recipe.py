@@ -257,10 +257,15 @@ def test_end_to_end(tmp_path: Path) -> None:
     entries = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
     assert [entry["step"] for entry in entries] == [1, 2, 3, 3]
     scores = entries[-1]["validation"]
-    assert np.isfinite(scores["psnr"]) and len(scores) == 1 + 6
+    assert np.isfinite(scores["psnr"])
+    # Paired subjects in all six directions: four figures and their means.
+    assert len(scores) == 4 * (1 + 6) and "ssim PD->T1" in scores
+    assert (tmp_path / "run" / "pictures" / "step-00000003.png").is_file()
 
     loaded = GalipForImageTranslation.from_pretrained(tmp_path / "run" / "model")
     assert loaded.config.prompts == [phantom.PROMPTS[contrast] for contrast in phantom.CONTRASTS]
+    statistics = GalipImageProcessor.from_pretrained(tmp_path / "run" / "model").statistics
+    assert sorted(statistics) == sorted(phantom.CONTRASTS)
     assert torch.equal(loaded.prompt_states, model.prompt_states)
     processor = GalipImageProcessor.from_pretrained(tmp_path / "run" / "model")
     volume = phantom.render(phantom.make_subject(5, size=32, slices=2), "T1")

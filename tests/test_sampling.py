@@ -160,8 +160,11 @@ def test_refusals(table: datasets.Dataset, arguments: dict, message: str) -> Non
 
 
 def test_a_domain_without_slices_is_refused(tmp_path: Path) -> None:
-    only = [SubjectVolume(np.ones((2, 4, 4)), "T1", "s1", split) for split in ("test",)]
-    train = [SubjectVolume(np.ones((2, 4, 4)), domain, "s2", "train") for domain in ("T1", "T2")]
+    def volume(seed: int) -> np.ndarray:
+        return np.random.default_rng(seed).random((2, 4, 4))
+
+    only = [SubjectVolume(volume(0), "T1", "s1", "test")]
+    train = [SubjectVolume(volume(seed), f"T{seed}", "s2", "train") for seed in (1, 2)]
     tables = load_table(write_table(only + train, tmp_path / "table", domains=["T1", "T2"], image_size=None))
     with pytest.raises(GalipError, match="'T2' has no slices in this split"):
         UnpairedSlices(tables["test"], domains=["T1", "T2"], seed=0)

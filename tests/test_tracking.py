@@ -5,6 +5,7 @@ import logging
 import sqlite3
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -75,6 +76,9 @@ def test_wandb_offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (written,) = tmp_path.glob("wandb/offline-run-*/*.wandb")
     # A resumed run has the same identifier.
     assert written.stem == f"run-{(tmp_path / 'wandb_run_id').read_text()}"
+    deadline = time.monotonic() + 30  # its service may still be writing when the run has ended
+    while b"psnr/T1_to_T2" not in written.read_bytes() and time.monotonic() < deadline:
+        time.sleep(0.2)
     assert b"psnr/T1_to_T2" in written.read_bytes()
     assert list(tmp_path.glob("wandb/offline-run-*/files/media/images/*.png"))
 

@@ -78,9 +78,11 @@ def _add_domain(arguments: argparse.Namespace) -> None:
     }
     model = GalipForImageTranslation.from_pretrained(arguments.model)
     grown = add_domain(model, domain, ClipBackbone.from_pretrained(arguments.clip), like=arguments.like)
+    processor = GalipImageProcessor(grown.config.domains)
+    processor.set_statistics(GalipImageProcessor.from_pretrained(arguments.model).statistics)
     with atomic_write(output) as temporary:
         grown.save_pretrained(temporary)
-        GalipImageProcessor(grown.config.domains).save_pretrained(temporary)
+        processor.save_pretrained(temporary)
     print(
         f"{output}: domains {', '.join(grown.config.domain_names)}. {arguments.name} is untrained: train on "
         f"with training.initial_model={output}"

@@ -33,7 +33,8 @@ class StepLoader:
     """Reads batches ahead of the steps.
 
     Args:
-        dataset: map-style, items as those of `UnpairedSlices`; an index is a position in its epoch.
+        dataset: map-style, items as those of `UnpairedSlices`, an index being a position in its epoch; or a
+            stream, `StreamedSlices`, which gives the items of this process in order.
         arguments: of the run.
         processes, process: number of processes, and which of them this is.
         device: where batches go.
@@ -53,6 +54,9 @@ class StepLoader:
         self.dataset = dataset
         self.device = device
         self.accumulation = arguments.gradient_accumulation_steps
+        self._is_stream = isinstance(dataset, torch.utils.data.IterableDataset)
+        if self._is_stream:
+            processes = 1  # its length is this process's
         pairs = arguments.batch_size * self.accumulation * processes
         self.steps_per_epoch = len(self.dataset) // pairs
         if not self.steps_per_epoch:
@@ -64,9 +68,14 @@ class StepLoader:
         self._positions = _Positions(
             self.steps_per_epoch * self.accumulation, arguments.batch_size, processes, process
         )
+        batches: dict[str, Any] = (
+            {"batch_size": arguments.batch_size, "drop_last": True}
+            if self._is_stream
+            else {"batch_sampler": self._positions}
+        )
         self._loader = DataLoader(
             dataset,
-            batch_sampler=self._positions,  # type: ignore[arg-type]
+            **batches,
             collate_fn=_collate,
             num_workers=arguments.num_workers,
             persistent_workers=arguments.num_workers > 0,
@@ -82,6 +91,9 @@ class StepLoader:
             self.dataset.set_epoch(epoch)
             self._positions.first = done * self.accumulation
             batches = iter(self._loader)
+            if self._is_stream:  # no random access: what was used is read again
+                for _ in range(done * self.accumulation):
+                    next(batches)
             for _ in range(done, self.steps_per_epoch):
                 yield [next(batches).to(self.device) for _ in range(self.accumulation)]
             epoch, done = epoch + 1, 0
