@@ -1,13 +1,12 @@
 """Models to and from the Hugging Face Hub, in one commit each way, with errors that say what to do.
 
-`push_model_directory` puts model, processor, card and evidence into one commit. `resolve_model` turns a
+`push_model_directory` puts model, processor and card into one commit. `resolve_model` turns a
 repository into a directory of the client's cache, whose files are compared with the Hub's checksums:
 `from_pretrained` itself loads a same-size corruption silently. Tokens come from the client (HF_TOKEN or
 `hf auth login`) and are in no message.
 """
 
 import hashlib
-import json
 import os
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -38,17 +37,6 @@ from . import cards
 from .errors import GalipError
 
 CONFIG, WEIGHTS, PROCESSOR, CARD = "config.json", "model.safetensors", "preprocessor_config.json", "README.md"
-# Besides the four: the evidence behind the card, and its pictures.
-EVIDENCE = (cards.REPORT, cards.TRAINING, "*.png", "*.svg", "*.jpg")
-
-# Where the Auto classes of transformers find the code in a repository that carries it.
-CODE = {
-    CONFIG: {
-        "AutoConfig": "configuration_galip.GalipConfig",
-        "AutoModelForImageToImage": "modeling_galip.GalipForImageTranslation",
-    },
-    PROCESSOR: {"AutoImageProcessor": "image_processing_galip.GalipImageProcessor"},
-}
 
 _ANSWERS = {
     401: "the Hub does not accept the token; log in again (`hf auth login`) or correct HF_TOKEN",
@@ -120,8 +108,6 @@ def resolve_model(
     revision: str | None = None,
     token: str | bool | None = None,
     verify: bool | None = None,
-    subfolder: str = "",
-    variant: str | None = None,
 ) -> Path:
     """A directory with config.json, the weights and preprocessor_config.json of a model.
 
@@ -133,8 +119,6 @@ def resolve_model(
         token: access token, or True for the stored one, which is also the default.
         verify: None compares the files with the checksums that the Hub sent when they were downloaded; True
             asks the Hub for them anew; False compares nothing. A file that differs is taken out of the cache.
-        subfolder: folder of the repository that holds the model.
-        variant: of the weights: `ema` stands for model.ema.safetensors.
 
     Raises:
         GalipError: no such directory.
@@ -143,7 +127,7 @@ def resolve_model(
     """
     name = os.fspath(source)
     if os.path.exists(name) or name.startswith((".", "/", "~")) or name.count("/") != 1:
-        directory = Path(name).expanduser() / subfolder
+        directory = Path(name).expanduser()
         if not directory.is_dir():
             raise GalipError(
                 f"{name}: no such model directory; expected one written by save_pretrained, or user/name"
@@ -152,35 +136,25 @@ def resolve_model(
             option = "revision" if revision is not None else "verify"
             raise GalipError(f"{name}: {option} was given, but this is a local directory; leave it out")
         return directory
-    weights = variant_name(variant)
     with hub_errors(name, token):
         snapshot = snapshot_download(
             name,
             revision=revision,
             token=token,
-            allow_patterns=[str(Path(subfolder, file)) for file in (CONFIG, PROCESSOR, weights)],
+            allow_patterns=[CONFIG, PROCESSOR, WEIGHTS],
         )
-    directory = Path(snapshot, subfolder)
-    missing = [file for file in (CONFIG, weights, PROCESSOR) if not (directory / file).is_file()]
+    directory = Path(snapshot)
+    missing = [file for file in (CONFIG, WEIGHTS, PROCESSOR) if not (directory / file).is_file()]
     if missing:
         raise HubError(
-            f"{name}: {', '.join(missing)} is not in {subfolder or 'the repository'}; expected config.json, "
-            f"{weights} and {PROCESSOR} (a pickle in place of safetensors could run code and is not loaded)"
+            f"{name}: {', '.join(missing)} is not in the repository; expected config.json, "
+            f"{WEIGHTS} and {PROCESSOR} (a pickle in place of safetensors could run code and is not loaded)"
         )
     if verify:
         _verify_with_hub(name, Path(snapshot), token)
     elif verify is None:
-        _verify_blobs(name, [directory / file for file in (CONFIG, weights, PROCESSOR)])
+        _verify_blobs(name, [directory / file for file in (CONFIG, WEIGHTS, PROCESSOR)])
     return directory
-
-
-def variant_name(variant: str | None) -> str:
-    """Name of the weights' file: `model.safetensors`, or `model.ema.safetensors` for the variant `ema`."""
-    if variant is None:
-        return WEIGHTS
-    if not variant.replace("-", "").replace("_", "").isalnum():
-        raise GalipError(f"variant {variant!r}: expected letters, digits, - and _, such as 'ema'")
-    return f"model.{variant}.safetensors"
 
 
 def _verify_blobs(name: str, paths: Sequence[Path]) -> None:
@@ -216,16 +190,6 @@ def _discard(name: str, path: Path) -> None:
 # Push
 
 
-def check_login(repo: str, token: str | bool | None = None) -> None:
-    """Fail now, not after hours of training: is there a token, and does the Hub know it?
-
-    Raises:
-        HubError: no token, a wrong one, or no Hub.
-    """
-    with hub_errors(repo, token):
-        HfApi().whoami(token=token)
-
-
 def push_model_directory(
     directory: str | os.PathLike[str],
     repo: str,
@@ -234,9 +198,6 @@ def push_model_directory(
     revision: str | None = None,
     create_pr: bool = False,
     tag: str | None = None,
-    subfolder: str = "",
-    variant: str | None = None,
-    with_code: bool = False,
     card_tags: Sequence[str] = (),
     commit_message: str | None = None,
     commit_description: str | None = None,
@@ -244,11 +205,11 @@ def push_model_directory(
 ) -> CommitInfo:
     """Push a model directory in one commit; without a change there is none, and the last is returned.
 
-    Pushed are config.json, the weights (safetensors only), preprocessor_config.json, the card, and, where
-    there are any, report.json, training.json and pictures. Nothing else in the directory is.
+    Pushed are config.json, the weights (safetensors only), preprocessor_config.json, the card;
+    nothing else in the directory is.
 
     The card is made anew from the files (`cards.model_card`). What people wrote in it stays: in the
-    directory's README.md if it was edited there, else in the repository's.
+    directory's README.md if there is one, else in the repository's.
 
     Args:
         directory: as `save_pretrained` of model and processor leave it.
@@ -257,9 +218,6 @@ def push_model_directory(
         revision: branch to push to; made if it is not there.
         create_pr: open a pull request instead of changing the branch.
         tag: git tag to set on the commit.
-        subfolder: folder of the repository to put everything in, the card too.
-        variant: push the weights as model.VARIANT.safetensors.
-        with_code: carry the code, so that `trust_remote_code=True` can load the model without this package.
         card_tags: tags to add to the card.
         commit_message, commit_description: of the commit.
         token: access token, or True for the stored one, which is also the default.
@@ -271,29 +229,23 @@ def push_model_directory(
     directory = Path(directory)
     if tag is not None and create_pr:
         raise GalipError(f"tag {tag!r}: a pull request cannot be tagged; merge it first")
-    files = _files_to_push(directory, variant, with_code)
+    files = _files_to_push(directory)
     api = HfApi(token=token)
     with hub_errors(repo, token):
         repo = api.create_repo(repo, private=private, exist_ok=True).repo_id
         if revision is not None and not create_pr and not revision.startswith("refs/"):
             api.create_branch(repo, branch=revision, exist_ok=True)
         parent = api.model_info(repo, revision=revision).sha
-        pushed_card = _pushed_card(repo, str(Path(subfolder, CARD)), parent, token)
+        pushed_card = _pushed_card(repo, CARD, parent, token)
         files[CARD] = cards.model_card(
             directory,
             repo=repo,
-            variant=variant,
-            subfolder=subfolder,
             pushed=pushed_card,
             tags=card_tags,
-            has_code=with_code,
         ).encode()
         commit = api.create_commit(
             repo,
-            [
-                CommitOperationAdd(str(Path(subfolder, name)), content)
-                for name, content in sorted(files.items())
-            ],
+            [CommitOperationAdd(name, content) for name, content in sorted(files.items())],
             commit_message=commit_message or "Upload model, processor and card",
             commit_description=commit_description,
             revision=revision,
@@ -331,47 +283,16 @@ def _pushed_card(repo: str, path: str, revision: str | None, token: str | bool |
     return Path(file).read_text(encoding="utf-8")
 
 
-def _files_to_push(directory: Path, variant: str | None, with_code: bool) -> dict[str, bytes | str]:
+def _files_to_push(directory: Path) -> dict[str, bytes | str]:
     """Names in the repository -> contents or paths; checks that model and processor load."""
     from .image_processing_galip import GalipImageProcessor
     from .modeling_galip import GalipForImageTranslation
 
-    weights = variant_name(variant)
-    own = variant if (directory / weights).is_file() else None
-    GalipForImageTranslation.from_pretrained(directory, variant=own)
+    GalipForImageTranslation.from_pretrained(directory)
     if not (directory / PROCESSOR).is_file():
         raise GalipError(f"{directory}: {PROCESSOR} is missing; save the processor there first")
     GalipImageProcessor.from_pretrained(directory)
-    files: dict[str, bytes | str] = {name: str(directory / name) for name in (CONFIG, PROCESSOR)}
-    files[weights] = str(directory / variant_name(own))
-    for pattern in EVIDENCE:
-        files |= {path.name: str(path) for path in directory.glob(pattern)}
-    if with_code:
-        files |= code_files(directory)
-    elif "auto_map" in json.loads((directory / CONFIG).read_text(encoding="utf-8")):
-        files |= {path.name: str(path) for path in directory.glob("*.py")}
-    return files
+    return {name: str(directory / name) for name in (CONFIG, WEIGHTS, PROCESSOR)}
 
 
-def code_files(directory: Path) -> dict[str, bytes | str]:
-    """What makes a model directory carry its code: the modules, and both configurations pointing at them.
-
-    The same as `register_for_auto_class` on the three classes and `save_pretrained`, which act for the whole
-    process and write the weights again.
-    """
-    from transformers.dynamic_module_utils import get_relative_import_files
-
-    files: dict[str, bytes | str] = {}
-    package = Path(__file__).parent
-    for name, auto_map in CODE.items():
-        values = json.loads((directory / name).read_text(encoding="utf-8"))
-        values["auto_map"] = auto_map
-        files[name] = (json.dumps(values, indent=2, sort_keys=True) + "\n").encode()
-        for reference in auto_map.values():
-            module = package / f"{reference.partition('.')[0]}.py"
-            modules = [module, *map(Path, get_relative_import_files(module))]
-            files |= {path.name: str(path) for path in modules}
-    return files
-
-
-__all__ = ["HubError", "check_login", "hub_errors", "push_model", "push_model_directory", "resolve_model"]
+__all__ = ["HubError", "hub_errors", "push_model", "push_model_directory", "resolve_model"]

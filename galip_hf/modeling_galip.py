@@ -400,7 +400,7 @@ class GalipPreTrainedModel(PreTrainedModel):
         Args:
             repo_id: `user/name`; made if it is not there.
             **options: of `galip_hf.hub.push_model_directory`: `private`, `revision`, `create_pr`, `tag`,
-                `subfolder`, `variant`, `with_code`, `commit_message`, `commit_description`, `token`;
+                `commit_message`, `commit_description`, `token`;
                 `tags` are the card's.
 
         Raises:

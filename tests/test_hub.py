@@ -7,14 +7,15 @@ from pathlib import Path
 import huggingface_hub
 import pytest
 import torch
+from conftest import filled_model, tiny_config
+from hub_server import HubServer
 from huggingface_hub import constants
 from huggingface_hub.utils import close_session
 
 from galip_hf import GalipForImageTranslation, GalipImageProcessor
 from galip_hf.errors import GalipError
 from galip_hf.hub import HubError, push_model_directory, resolve_model
-from conftest import filled_model, tiny_config
-from hub_server import HubServer
+from galip_hf.pipeline import load_model
 
 TOKEN, STRANGER = "hf_distinctiveSECRET", "hf_strangerSECRET"
 REPO = "alice/model"
@@ -107,9 +108,7 @@ def test_a_flipped_bit_is_found_and_leaves_the_cache(
 
 
 @pytest.mark.parametrize(("status", "said"), [(403, "no right"), (429, "too many"), (500, "failing")])
-def test_a_refused_push_is_one_line(
-    hub: HubServer, directory: Path, status: int, said: str
-) -> None:
+def test_a_refused_push_is_one_line(hub: HubServer, directory: Path, status: int, said: str) -> None:
     hub.create(REPO)
     hub.add_fault(status, "POST", r"/commit/")
     with pytest.raises(HubError, match=said) as caught:
@@ -121,10 +120,13 @@ def test_no_access_no_repository_no_hub(
     hub: HubServer,
     directory: Path,
     tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     push_model_directory(directory, REPO, private=True)
     caplog.set_level(logging.DEBUG)
+    monkeypatch.setattr(logging.getLogger("huggingface_hub"), "propagate", True)
+    assert any(TOKEN in sent for sent in hub.authorizations)
     messages = []
 
     def fails(said: str, repo: str = REPO, **options: str) -> None:
@@ -152,3 +154,36 @@ def test_a_pickle_in_place_of_safetensors_is_refused(hub: HubServer, directory: 
     hub.put(REPO, {**files, "pytorch_model.bin": b"pickle"})
     with pytest.raises(HubError, match=r"model\.safetensors is not in"):
         resolve_model(REPO)
+
+
+def test_a_cut_download_is_taken_up_again(hub: HubServer, directory: Path) -> None:
+    push_model_directory(directory, REPO)
+    hub.add_fault("truncate", "GET", r"resolve/.*model.safetensors", times=1)
+    pulled = resolve_model(REPO)
+    assert (pulled / "model.safetensors").read_bytes() == (directory / "model.safetensors").read_bytes()
+
+
+def test_load_model_verifies_what_comes_from_the_hub(hub: HubServer, directory: Path) -> None:
+    push_model_directory(directory, REPO)
+    hub.add_fault("flip", "GET", r"resolve/.*model.safetensors", times=1)
+    with pytest.raises(HubError, match="differs"):
+        load_model(REPO)
+    model, _ = load_model(REPO)
+    assert model.config.domain_names == tiny_config().domain_names
+    hub.forget_requests()
+    load_model(str(directory))
+    assert hub.requests == []
+
+
+def test_text_written_by_hand_stays_in_the_card(hub: HubServer, directory: Path) -> None:
+    push_model_directory(directory, REPO)
+    card = hub.repository(REPO).files()["README.md"].decode()
+    for domain in tiny_config().domains:
+        assert domain["prompt"] in card
+    parameters = filled_model(tiny_config()).num_parameters()
+    assert f"{parameters:,} parameters" in card
+    edited = card.replace(f"{parameters:,} parameters", "7 parameters") + "\nBy hand.\n"
+    hub.put(REPO, {"README.md": edited.encode()})
+    push_model_directory(directory, REPO)
+    pushed = hub.repository(REPO).files()["README.md"].decode()
+    assert "By hand." in pushed and f"{parameters:,} parameters" in pushed
