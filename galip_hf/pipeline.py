@@ -25,24 +25,23 @@ Advance = Callable[[int], object]
 
 
 def load_model(
-    source: str, *, revision: str | None = None, token: str | bool | None = None
+    source: str,
+    *,
+    revision: str | None = None,
+    token: str | bool | None = None,
+    verify: bool | None = None,
 ) -> tuple[GalipForImageTranslation, GalipImageProcessor]:
-    """A model and its processor from a directory or a Hub repository.
+    """A model and its processor from a directory or a Hub repository; `verify` as in `hub.resolve_model`.
 
     Raises:
-        GalipError: nothing there, or not a model of ours.
+        GalipError: nothing there, damaged, or not a model of ours.
     """
-    looks_local = os.path.exists(source) or source.startswith((".", "/", "~")) or source.count("/") != 1
-    if looks_local and not os.path.isdir(source):
-        raise GalipError(
-            f"{source}: no such model directory; expected one written by save_pretrained, or user/name"
-        )
-    options: dict[str, Any] = {"revision": revision} if revision else {}
-    if token is not None:
-        options["token"] = token
+    from .hub import resolve_model
+
+    directory = resolve_model(source, revision=revision, token=token, verify=verify)
     try:
-        model = GalipForImageTranslation.from_pretrained(source, **options)
-        processor = GalipImageProcessor.from_pretrained(source, **options)
+        model = GalipForImageTranslation.from_pretrained(directory)
+        processor = GalipImageProcessor.from_pretrained(directory)
     except OSError as error:
         raise GalipError(f"{source}: not a model that can be loaded ({str(error).splitlines()[0]})") from None
     return model, processor
