@@ -298,7 +298,7 @@ def write_table(
         raise GalipError(f"{directory}: exists already; {reason}")
     directory.parent.mkdir(parents=True, exist_ok=True)
     with (
-        tempfile.TemporaryDirectory(prefix=f".{directory.name}.", dir=directory.parent) as parts,
+        tempfile.TemporaryDirectory(prefix=f".{directory.name}.parts.", dir=directory.parent) as parts,
         atomic_write(directory) as complete,
         closing(_SplitWriters(Path(parts), domains, image_size, minimum_foreground)) as writers,
     ):
