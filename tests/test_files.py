@@ -138,17 +138,19 @@ def test_a_scan_killed_in_the_middle_is_absent_and_the_next_run_whole(seconds: f
 
 
 def test_folders_that_only_look_alike_are_left_alone(tmp_path: Path) -> None:
-    full, file = tmp_path / ".a.txt.abcdefgh", tmp_path / ".a.txt.12345678"
+    full, file = tmp_path / ".a.txt.writing-abcdefgh", tmp_path / ".a.txt.writing-12345678"
+    empty = tmp_path / ".a.txt.abcdefgh"  # of tempfile, used by somebody else
     full.mkdir()
+    empty.mkdir()
     (full / "precious").touch()
     file.touch()
     with atomic_write(tmp_path / "a.txt") as temporary:
         temporary.write_text("new")
-    assert (full / "precious").exists() and file.exists()
+    assert (full / "precious").exists() and file.exists() and empty.exists()
 
 
 def test_a_run_killed_between_the_two_renames_of_a_folder_loses_nothing(tmp_path: Path) -> None:
-    stale = tmp_path / ".a.abcdefgh"
+    stale = tmp_path / ".a.writing-abcdefgh"
     for name in ("a", ".galip-replaced"):
         (stale / name).mkdir(parents=True)
         (stale / name / name).touch()
