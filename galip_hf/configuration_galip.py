@@ -17,6 +17,9 @@ from .errors import GalipError
 
 MODALITIES = ("MR", "CT")
 
+# A configuration is data from anywhere: more than this is refused before anything of that size is allocated.
+MAX_PARAMETERS = 1_000_000_000
+
 # The paper's IXI prompts, verbatim: the method is sensitive to the wording.
 IXI_DOMAINS: tuple[dict[str, Any], ...] = tuple(
     {
@@ -223,6 +226,14 @@ class GalipConfig(PreTrainedConfig):
                 raise GalipError(f"GalipConfig: {name} is {value}; expected 1..{limit}")
         self._validate_levels()
         validate_domains(self.domains)
+        # Each limit above leaves room; together they would allow terabytes.
+        tokens, width = self.prompt_states_shape
+        size = self.num_parameters + len(self.domains) * tokens * width
+        if size > MAX_PARAMETERS:
+            raise GalipError(
+                f"GalipConfig: the model would have {size:,} parameters and prompt states; expected at most "
+                f"{MAX_PARAMETERS:,}, so make base_channels, channel_multipliers or the text widths smaller"
+            )
 
     def _validate_levels(self) -> None:
         multipliers = self.channel_multipliers
@@ -284,6 +295,46 @@ class GalipConfig(PreTrainedConfig):
         if self.text_conditioning == "pooled":
             return 1, self.text_embedding_width
         return self.text_length, self.text_width
+
+    @property
+    def num_parameters(self) -> int:
+        """Parameters of the model, counted without building it; the prompts' states are not among them."""
+        widths = self.level_channels
+        count = len(self.domains) * self.label_width + 10 * widths[0] + 11 * widths[0] + 1
+        skips, width = [widths[0]], widths[0]
+        for level, level_width in enumerate(widths):
+            for _ in range(self.blocks_per_level):
+                count += self._count_block(width, level_width, 2**level in self.attention_rates)
+                width = level_width
+                skips.append(width)
+            if level < len(widths) - 1:
+                count += self._count_block(width, width, False)
+                skips.append(width)
+        count += self._count_block(width, width, True) + self._count_block(width, width, False)
+        for level in reversed(range(len(widths))):
+            for _ in range(self.blocks_per_level + 1):
+                has_attention = 2**level in self.attention_rates
+                count += self._count_block(width + skips.pop(), widths[level], has_attention)
+                width = widths[level]
+            if level:
+                count += self._count_block(width, width, False)
+        return count
+
+    def _count_block(self, width_in: int, width: int, has_attention: bool) -> int:
+        """Parameters of a residual block and, where there is one, its spatial transformer."""
+        count = (
+            2 * width_in + 9 * width_in * width + (self.label_width + 1) * width + 9 * width**2 + 4 * width
+        )
+        if width_in != width:
+            count += (width_in + 1) * width
+        if not has_attention:
+            return count
+        attention = 4 * width**2 + width  # of the image on itself; on the prompt, two widths differ
+        cross_attention = 2 * width**2 + 2 * self.prompt_states_shape[1] * width + width
+        hidden = self.feed_forward_multiplier * width
+        feed_forward = (width + 1) * 2 * hidden + hidden * width + width
+        block = 6 * width + attention + cross_attention + feed_forward
+        return count + 2 * width + 2 * (width + 1) * width + self.transformer_depth * block
 
     def domain_index(self, name: str) -> int:
         """Label of the domain called `name`; raises GalipError listing the known names."""

@@ -9,6 +9,8 @@ checkpoint. Images are (B, 1, H, W) float32 in [0, 1]; the last layer is a plain
 leave that range.
 """
 
+import importlib
+import json
 import math
 import os
 from collections.abc import Mapping, Sequence
@@ -36,6 +38,21 @@ Prompt = Tensor | Mapping[nn.Module, KeysAndValues]
 
 def _one_line(error: Exception) -> str:
     return " ".join(str(error).split())
+
+
+def _check_shards(folder: str) -> None:
+    """Refuse a list of weight files that leads out of its folder."""
+    index = os.path.join(folder, "model.safetensors.index.json")
+    if not os.path.isfile(index):
+        return
+    try:
+        with open(index, encoding="utf-8") as file:
+            names = set(json.load(file)["weight_map"].values())
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        raise GalipError(f"{index}: not readable; expected JSON with a 'weight_map' of file names") from None
+    for name in names:
+        if not isinstance(name, str) or os.path.basename(name) != name or not name.endswith(".safetensors"):
+            raise GalipError(f"{index}: names {name!r}; expected *.safetensors files in the same folder")
 
 
 @dataclass
@@ -322,9 +339,12 @@ class GalipPreTrainedModel(PreTrainedModel):
     ) -> Any:
         """As in `PreTrainedModel`, but weights that do not fit config.json are an error, not a log line.
 
+        Only safetensors are loaded: a pickle could run code.
+
         Raises:
-            GalipError: missing, unexpected or misshapen weights; a faulty config.json; a damaged weights
-                file; a directory or repository that holds no model or cannot be reached.
+            GalipError: missing, unexpected or misshapen weights, or a pickle in their place; a faulty
+                config.json; a damaged weights file; a directory or repository that holds no model or cannot
+                be reached.
         """
         directory = os.fspath(pretrained_model_name_or_path)
         folder = os.path.join(directory, kwargs.get("subfolder") or "")
@@ -335,15 +355,29 @@ class GalipPreTrainedModel(PreTrainedModel):
                 f"{folder}: not a model directory (no config.json in it); expected one written by "
                 "save_pretrained"
             )
+        if kwargs.get("use_safetensors") is False:
+            raise GalipError("use_safetensors=False: only safetensors are loaded; a pickle could run code")
+        _check_shards(folder)
         wants_info = kwargs.pop("output_loading_info", False)
-        loading = {**kwargs, "output_loading_info": True, "ignore_mismatched_sizes": True}
+        loading = {
+            **kwargs,
+            "output_loading_info": True,
+            "ignore_mismatched_sizes": True,
+            "use_safetensors": True,
+        }
         try:
             loaded: Any = super().from_pretrained(pretrained_model_name_or_path, *args, **loading)
         except SafetensorError as error:
             reason = f"the weights (*.safetensors) are damaged: {_one_line(error)}"
             raise GalipError(f"{directory}: {reason}") from None
         except (GalipError, OSError) as error:
-            raise GalipError(f"{directory}: {_one_line(error)}") from None
+            reason = _one_line(error)
+            if "use_safetensors" in reason:
+                reason = (
+                    "no model.safetensors in it; weights in a pickle (.bin, .pt, .pth) are refused because a "
+                    "pickle can run code: ask its owner for safetensors"
+                )
+            raise GalipError(f"{directory}: {reason}") from None
         model, info = loaded
         faults = [
             f"{len(info[kind])} {kind.removesuffix('_keys')} (e.g. {sorted(map(str, info[kind]))[0]})"
@@ -353,6 +387,30 @@ class GalipPreTrainedModel(PreTrainedModel):
         if faults:
             raise GalipError(f"{directory}: the weights do not fit config.json: {'; '.join(faults)}")
         return (model, info) if wants_info else model
+
+    def save_pretrained(self, save_directory: str | os.PathLike, *args: Any, **kwargs: Any) -> None:  # type: ignore[override]
+        """As in `PreTrainedModel`, except that `push_to_hub=True` is refused: it would push no processor."""
+        if kwargs.pop("push_to_hub", False):
+            raise GalipError("save_pretrained(push_to_hub=True): call model.push_to_hub(repo) instead")
+        super().save_pretrained(save_directory, *args, **kwargs)
+
+    def push_to_hub(self, repo_id: str, **options: Any) -> Any:  # type: ignore[override]
+        """Push model, processor and card to the Hub in one commit; returns its `CommitInfo`.
+
+        Args:
+            repo_id: `user/name`; made if it is not there.
+            **options: of `galip_hf.hub.push_model_directory`: `private`, `revision`, `create_pr`, `tag`,
+                `commit_message`, `commit_description`, `token`;
+                `tags` are the card's.
+
+        Raises:
+            GalipError: see `push_model_directory`; also in a process that has this file alone.
+        """
+        try:  # not by an import statement: transformers would carry the module along with this file
+            hub = importlib.import_module("galip_hf.hub")
+        except ImportError:
+            raise GalipError("push_to_hub needs the package galip-hf; install it") from None
+        return hub.push_model(self, repo_id, **options)
 
 
 class GalipForImageTranslation(GalipPreTrainedModel):

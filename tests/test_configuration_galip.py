@@ -10,7 +10,7 @@ from conftest import DOMAINS, tiny_config
 from huggingface_hub.errors import StrictDataclassFieldValidationError
 from transformers import AutoConfig
 
-from galip_hf import GalipConfig, GalipError
+from galip_hf import GalipConfig, GalipError, GalipForImageTranslation
 from galip_hf.configuration_galip import validate_domains, validate_intensity_rule
 
 
@@ -215,3 +215,23 @@ def test_faulty_intensity_rules(rule: Any, message: str) -> None:
 )
 def test_good_intensity_rules(rule: dict[str, Any]) -> None:
     validate_intensity_rule(rule, "somewhere")
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {},
+        {"channel_multipliers": [1, 2, 4], "blocks_per_level": 2, "attention_rates": [1, 4]},
+        {"text_conditioning": "pooled", "transformer_depth": 2},
+    ],
+)
+def test_parameters_are_counted_as_the_model_has_them(fields: dict[str, Any]) -> None:
+    config = tiny_config(**fields)
+    model = GalipForImageTranslation(config)
+    assert config.num_parameters == sum(value.numel() for value in model.parameters())
+
+
+def test_a_model_too_large_is_refused_before_it_is_built() -> None:
+    with pytest.raises(GalipError, match="parameters and prompt states; expected at most") as caught:
+        tiny_config(base_channels=1024, channel_multipliers=[1, 8, 8], norm_groups=4)
+    assert_one_line(caught.value)

@@ -28,8 +28,14 @@ KILLS = 12
 FORK = multiprocessing.get_context("fork")
 
 
-def killed_after(make_trainer: MakeTrainer, seconds: float, **arguments: Any) -> bool:
-    """Train in a process that is killed `seconds` after it began; False when it finished before."""
+def saved_step(checkpoints: Path) -> int:
+    """Step of the latest checkpoint, 0 where there is none."""
+    return max((int(path.name[5:]) for path in checkpoints.glob("step-*")), default=0)
+
+
+def killed(make_trainer: MakeTrainer, more_steps: int, seconds: float, **arguments: Any) -> bool:
+    """Train in a process that is killed `seconds` after it saved `more_steps` steps; False when it ended."""
+    checkpoints = Path(arguments["output_dir"]) / "checkpoints"
     began, child_began = FORK.Pipe(duplex=False)
 
     def run() -> None:
@@ -39,8 +45,11 @@ def killed_after(make_trainer: MakeTrainer, seconds: float, **arguments: Any) ->
         os._exit(0)
 
     process = FORK.Process(target=run)
+    goal = saved_step(checkpoints) + more_steps
     process.start()
     began.recv()
+    while saved_step(checkpoints) < goal and process.is_alive():
+        time.sleep(0.005)
     process.join(seconds)
     process.kill()
     process.join()
@@ -55,16 +64,16 @@ def test_a_run_killed_a_dozen_times_ends_as_an_unbroken_one(
     whole = make_trainer(output_dir=str(tmp_path / "whole"), **steps)
     whole.train()
     rng = np.random.default_rng(3)
-    killed = {**steps, "output_dir": str(tmp_path / "killed")}
+    cut = {**steps, "output_dir": str(tmp_path / "killed")}
     reached = []
     for _ in range(KILLS):
-        # From the very start to some steps later: saving takes about half of the time.
-        assert killed_after(make_trainer, rng.uniform(0, 0.6), **killed), "lower the delays"
+        # From the very start to some steps later; saving takes about half of the time.
+        assert killed(make_trainer, int(rng.integers(0, 3)), rng.uniform(0, 0.2), **cut), "ended too soon"
         path = latest_checkpoint(tmp_path / "killed" / "checkpoints")
         reached.append(load_state(path)["step"] if path else 0)
     assert reached == sorted(reached)
     assert len(set(reached)) > 3
-    resumed = make_trainer(resume=True, **killed)
+    resumed = make_trainer(resume=True, **cut)
     resumed.train()
     expected, found = state_of(whole), state_of(resumed)
     assert [name for name in expected if not torch.equal(expected[name], found[name])] == []

@@ -109,7 +109,7 @@ def test_everything_a_scan_may_be(tmp_path: Path) -> None:
     grey.putpixel((0, 0), (1, 2, 3))
     assert "unequal channels" in refused(grey)
     assert "mode CMYK" in refused(grey.convert("CMYK"))
-    assert "found a int" in refused(3)
+    assert "found int" in refused(3)
     assert "no such file" in refused(tmp_path / "none.nii")
     assert "only .mat and .npz" in refused(array, variable="x")
 

@@ -195,7 +195,7 @@ def read_scan(source: Any, *, axis: str | None = None, variable: str | None = No
     if isinstance(source, Image.Image):
         return [pil_volume(source)]
     raise GalipError(
-        f"scan: found a {type(source).__name__}; expected a path, a DICOM folder, a nibabel image, a numpy "
+        f"scan: found {type(source).__name__}; expected a path, a DICOM folder, a nibabel image, a numpy "
         "array or a PIL image"
     )
 

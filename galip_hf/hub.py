@@ -1,0 +1,298 @@
+"""Models to and from the Hugging Face Hub, in one commit each way, with errors that say what to do.
+
+`push_model_directory` puts model, processor and card into one commit. `resolve_model` turns a
+repository into a directory of the client's cache, whose files are compared with the Hub's checksums:
+`from_pretrained` itself loads a same-size corruption silently. Tokens come from the client (HF_TOKEN or
+`hf auth login`) and are in no message.
+"""
+
+import hashlib
+import os
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import (
+    CommitInfo,
+    CommitOperationAdd,
+    HfApi,
+    get_token,
+    hf_hub_download,
+    snapshot_download,
+)
+from huggingface_hub.errors import (
+    EntryNotFoundError,
+    GatedRepoError,
+    HfHubHTTPError,
+    HTTPError,
+    LocalEntryNotFoundError,
+    OfflineModeIsEnabled,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
+
+from . import cards
+from .errors import GalipError
+
+CONFIG, WEIGHTS, PROCESSOR, CARD = "config.json", "model.safetensors", "preprocessor_config.json", "README.md"
+
+_ANSWERS = {
+    401: "the Hub does not accept the token; log in again (`hf auth login`) or correct HF_TOKEN",
+    403: "the token has no right to do this; use one that may, or another repository",
+    404: "the Hub has no such page",
+    412: "somebody else has pushed since; look at their change and push again",
+    413: "the Hub finds a file too large",
+    429: "too many requests; wait some minutes and try again",
+}
+
+
+class HubError(GalipError):
+    """The Hub cannot be reached, refuses, or what it sent is damaged. One line, without the token."""
+
+
+@contextmanager
+def hub_errors(subject: str, token: str | bool | None = None) -> Iterator[None]:
+    """Turn what the client raises inside the block into a HubError about `subject`."""
+    try:
+        yield
+    except GalipError:
+        raise
+    except (HTTPError, OSError, EntryNotFoundError, ValueError) as error:
+        reason = " ".join(_reason(error).split())
+        for secret in (token, get_token()):  # no client message holds one; should one ever, it stops here
+            if isinstance(secret, str) and secret:
+                reason = reason.replace(secret, "<token>")
+        raise HubError(f"{subject}: {reason}") from None
+
+
+def _reason(error: BaseException) -> str:
+    """What happened and what to do, of an error of the client."""
+    if isinstance(error, GatedRepoError):
+        return "the repository is gated; ask for access on its page and log in (`hf auth login`)"
+    if isinstance(error, RepositoryNotFoundError):
+        return (
+            "no such repository on the Hub, or a private one; check the name, or log in (`hf auth login`, or "
+            "HF_TOKEN) with a token that may read it"
+        )
+    if isinstance(error, RevisionNotFoundError):
+        return "the repository has no such revision; expected a branch, a tag or a commit of it"
+    if isinstance(error, HfHubHTTPError) and error.response is not None:
+        status = error.response.status_code
+        said = (error.response.headers.get("X-Error-Message") or "")[:200]
+        if status >= 500:
+            reason = "the Hub is failing; try again later"
+        else:
+            reason = _ANSWERS.get(status, "the Hub refused")
+        return f"{reason} (HTTP {status}{': ' + said if said else ''})"
+    if isinstance(error, OfflineModeIsEnabled):
+        return "it is not in the cache, and HF_HUB_OFFLINE is set; download it once with the network on"
+    if isinstance(error, LocalEntryNotFoundError):
+        if error.__cause__ is not None:
+            return f"it is not in the cache, and {_reason(error.__cause__)}"
+        return "it is not whole in the cache; download it once with the network on"
+    if isinstance(error, HTTPError):
+        return (
+            f"the Hub cannot be reached ({type(error).__name__}: {error}); check the network or HF_ENDPOINT"
+        )
+    return str(error) or type(error).__name__
+
+
+# Pull
+
+
+def resolve_model(
+    source: str | os.PathLike[str],
+    *,
+    revision: str | None = None,
+    token: str | bool | None = None,
+    verify: bool | None = None,
+) -> Path:
+    """A directory with config.json, the weights and preprocessor_config.json of a model.
+
+    A cached model needs no network. No code is downloaded, and no pickle.
+
+    Args:
+        source: a local directory, which is taken as it is, or a repository `user/name` of the Hub.
+        revision: branch, tag or commit of the repository; `main` by default.
+        token: access token, or True for the stored one, which is also the default.
+        verify: None compares the files with the checksums that the Hub sent when they were downloaded; True
+            asks the Hub for them anew; False compares nothing. A file that differs is taken out of the cache.
+
+    Raises:
+        GalipError: no such directory.
+        HubError: no such repository, revision or model in it; no access; not reachable and not cached; a file
+            differs from its checksum.
+    """
+    name = os.fspath(source)
+    if os.path.exists(name) or name.startswith((".", "/", "~")) or name.count("/") != 1:
+        directory = Path(name).expanduser()
+        if not directory.is_dir():
+            raise GalipError(
+                f"{name}: no such model directory; expected one written by save_pretrained, or user/name"
+            )
+        if revision is not None or verify:
+            option = "revision" if revision is not None else "verify"
+            raise GalipError(f"{name}: {option} was given, but this is a local directory; leave it out")
+        return directory
+    with hub_errors(name, token):
+        snapshot = snapshot_download(
+            name,
+            revision=revision,
+            token=token,
+            allow_patterns=[CONFIG, PROCESSOR, WEIGHTS],
+        )
+    directory = Path(snapshot)
+    missing = [file for file in (CONFIG, WEIGHTS, PROCESSOR) if not (directory / file).is_file()]
+    if missing:
+        raise HubError(
+            f"{name}: {', '.join(missing)} is not in the repository; expected config.json, "
+            f"{WEIGHTS} and {PROCESSOR} (a pickle in place of safetensors could run code and is not loaded)"
+        )
+    if verify:
+        _verify_with_hub(name, Path(snapshot), token)
+    elif verify is None:
+        _verify_blobs(name, [directory / file for file in (CONFIG, WEIGHTS, PROCESSOR)])
+    return directory
+
+
+def _verify_blobs(name: str, paths: Sequence[Path]) -> None:
+    """Compare cached files with the checksums they are named by: sha256 for large files, git's for others."""
+    for path in paths:
+        blob = path.resolve()
+        if not path.is_symlink() or len(blob.name) not in (40, 64):
+            continue  # a cache without links (Windows) has no names to compare with
+        content = blob.read_bytes()
+        digest = hashlib.sha256() if len(blob.name) == 64 else hashlib.sha1(b"blob %d\0" % len(content))
+        digest.update(content)
+        if digest.hexdigest() != blob.name:
+            _discard(name, path)
+
+
+def _verify_with_hub(name: str, snapshot: Path, token: str | bool | None) -> None:
+    with hub_errors(name, token):
+        verified = HfApi().verify_repo_checksums(name, revision=snapshot.name, token=token)
+    for mismatch in verified.mismatches:
+        _discard(name, snapshot / mismatch["path"])
+
+
+def _discard(name: str, path: Path) -> None:
+    blob = path.resolve()
+    path.unlink()
+    blob.unlink(missing_ok=True)
+    raise HubError(
+        f"{name}: {path.name} differs from the Hub's checksum: damaged on the way or on this disk; it was "
+        "taken out of the cache, so run the command again"
+    )
+
+
+# Push
+
+
+def push_model_directory(
+    directory: str | os.PathLike[str],
+    repo: str,
+    *,
+    private: bool | None = None,
+    revision: str | None = None,
+    create_pr: bool = False,
+    tag: str | None = None,
+    card_tags: Sequence[str] = (),
+    commit_message: str | None = None,
+    commit_description: str | None = None,
+    token: str | bool | None = None,
+) -> CommitInfo:
+    """Push a model directory in one commit; without a change there is none, and the last is returned.
+
+    Pushed are config.json, the weights (safetensors only), preprocessor_config.json, the card;
+    nothing else in the directory is.
+
+    The card is made anew from the files (`cards.model_card`). What people wrote in it stays: in the
+    directory's README.md if there is one, else in the repository's.
+
+    Args:
+        directory: as `save_pretrained` of model and processor leave it.
+        repo: `user/name`; made if it is not there.
+        private: visibility of a new repository; None for the owner's default.
+        revision: branch to push to; made if it is not there.
+        create_pr: open a pull request instead of changing the branch.
+        tag: git tag to set on the commit.
+        card_tags: tags to add to the card.
+        commit_message, commit_description: of the commit.
+        token: access token, or True for the stored one, which is also the default.
+
+    Raises:
+        GalipError: not a model directory, or its weights do not fit its config.json.
+        HubError: no access, not reachable, somebody else has pushed meanwhile, or the tag exists.
+    """
+    directory = Path(directory)
+    if tag is not None and create_pr:
+        raise GalipError(f"tag {tag!r}: a pull request cannot be tagged; merge it first")
+    files = _files_to_push(directory)
+    api = HfApi(token=token)
+    with hub_errors(repo, token):
+        repo = api.create_repo(repo, private=private, exist_ok=True).repo_id
+        if revision is not None and not create_pr and not revision.startswith("refs/"):
+            api.create_branch(repo, branch=revision, exist_ok=True)
+        parent = api.model_info(repo, revision=revision).sha
+        pushed_card = _pushed_card(repo, CARD, parent, token)
+        files[CARD] = cards.model_card(
+            directory,
+            repo=repo,
+            pushed=pushed_card,
+            tags=card_tags,
+        ).encode()
+        commit = api.create_commit(
+            repo,
+            [CommitOperationAdd(name, content) for name, content in sorted(files.items())],
+            commit_message=commit_message or "Upload model, processor and card",
+            commit_description=commit_description,
+            revision=revision,
+            create_pr=create_pr,
+            parent_commit=parent,
+        )
+    if tag is not None:
+        with hub_errors(f"{repo}: tag {tag!r}", token):
+            api.create_tag(repo, tag=tag, revision=commit.oid)
+    return commit
+
+
+def push_model(model: Any, repo: str, *, tags: Sequence[str] = (), **options: Any) -> CommitInfo:
+    """Push a `GalipForImageTranslation` and the processor of its domains; see `push_model_directory`.
+
+    Args:
+        tags: of the card, as in transformers.
+    """
+    from .image_processing_galip import GalipImageProcessor
+
+    with tempfile.TemporaryDirectory() as folder:
+        model.save_pretrained(folder)
+        GalipImageProcessor.from_config(model.config).save_pretrained(folder)
+        return push_model_directory(folder, repo, card_tags=tags, **options)
+
+
+def _pushed_card(repo: str, path: str, revision: str | None, token: str | bool | None) -> str | None:
+    """The card that the repository has; None without one."""
+    try:
+        file = hf_hub_download(repo, path, revision=revision, token=token)
+    except EntryNotFoundError as error:
+        if isinstance(error, LocalEntryNotFoundError):  # it could not be asked for
+            raise
+        return None
+    return Path(file).read_text(encoding="utf-8")
+
+
+def _files_to_push(directory: Path) -> dict[str, bytes | str]:
+    """Names in the repository -> contents or paths; checks that model and processor load."""
+    from .image_processing_galip import GalipImageProcessor
+    from .modeling_galip import GalipForImageTranslation
+
+    GalipForImageTranslation.from_pretrained(directory)
+    if not (directory / PROCESSOR).is_file():
+        raise GalipError(f"{directory}: {PROCESSOR} is missing; save the processor there first")
+    GalipImageProcessor.from_pretrained(directory)
+    return {name: str(directory / name) for name in (CONFIG, WEIGHTS, PROCESSOR)}
+
+
+__all__ = ["HubError", "hub_errors", "push_model", "push_model_directory", "resolve_model"]

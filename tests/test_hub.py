@@ -1,0 +1,189 @@
+"""The Hub, through the real clients against a local one."""
+
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+
+import huggingface_hub
+import pytest
+import torch
+from conftest import filled_model, tiny_config
+from hub_server import HubServer
+from huggingface_hub import constants
+from huggingface_hub.utils import close_session
+
+from galip_hf import GalipForImageTranslation, GalipImageProcessor
+from galip_hf.errors import GalipError
+from galip_hf.hub import HubError, push_model_directory, resolve_model
+from galip_hf.pipeline import load_model
+
+TOKEN, STRANGER = "hf_distinctiveSECRET", "hf_strangerSECRET"
+REPO = "alice/model"
+FILES = ["README.md", "config.json", "model.safetensors", "preprocessor_config.json"]
+
+
+@pytest.fixture(scope="module")
+def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("hub") / "model"
+    model = filled_model(tiny_config())
+    model.save_pretrained(path)
+    GalipImageProcessor.from_config(model.config).save_pretrained(path)
+    return path
+
+
+@pytest.fixture
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[HubServer]:
+    """A Hub that this process talks to, with an empty cache."""
+    with HubServer({TOKEN: "alice", STRANGER: "mallory"}) as server:
+        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+        monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
+        monkeypatch.setattr(constants, "HF_HUB_DISABLE_TELEMETRY", True)
+        monkeypatch.setattr(constants, "ENDPOINT", server.url)
+        monkeypatch.setattr(
+            constants, "HUGGINGFACE_CO_URL_TEMPLATE", server.url + "/{repo_id}/resolve/{revision}/{filename}"
+        )
+        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+        monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "no_token"))
+        monkeypatch.setattr(huggingface_hub.hf_api.api, "endpoint", server.url)
+        monkeypatch.setenv("HF_TOKEN", TOKEN)
+        close_session()
+        yield server
+    close_session()
+
+
+def test_push_is_one_commit_and_none_without_a_change(hub: HubServer, directory: Path) -> None:
+    first = push_model_directory(directory, REPO, private=True, tag="v1")
+    repository = hub.repository(REPO)
+    assert repository.private
+    assert sorted(set(repository.files()) - {".gitattributes"}) == FILES
+    count = len(repository.history())
+    assert repository.find("v1").oid == first.oid
+    second = push_model_directory(directory, REPO)
+    assert second.oid == first.oid
+    assert len(repository.history()) == count
+
+
+def test_a_branch_and_a_pull_request_leave_main_alone(hub: HubServer, directory: Path) -> None:
+    hub.create(REPO)
+    before = [commit.oid for commit in hub.repository(REPO).history()]
+    push_model_directory(directory, REPO, revision="dev")
+    assert set(FILES) <= set(hub.repository(REPO).files("dev"))
+    request = push_model_directory(directory, REPO, create_pr=True)
+    assert request.pr_revision == "refs/pr/1"
+    assert [commit.oid for commit in hub.repository(REPO).history()] == before
+    with pytest.raises(GalipError, match="merge it first"):
+        push_model_directory(directory, REPO, create_pr=True, tag="v1")
+
+
+def test_round_trip_is_exact_and_works_with_the_hub_gone(
+    hub: HubServer, directory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = GalipForImageTranslation.from_pretrained(directory)
+    model.push_to_hub(REPO)
+    pulled = resolve_model(REPO, verify=True)
+    assert (pulled / "model.safetensors").read_bytes() == (directory / "model.safetensors").read_bytes()
+    GalipImageProcessor.from_pretrained(pulled)
+    loaded = GalipForImageTranslation.from_pretrained(REPO)
+    for name, value in model.state_dict().items():
+        assert torch.equal(value, loaded.state_dict()[name])
+    hub.stop()
+    assert resolve_model(REPO) == pulled
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    close_session()
+    assert resolve_model(REPO) == pulled
+    with pytest.raises(HubError, match="cache"):
+        resolve_model("alice/another")
+
+
+@pytest.mark.parametrize("verify", [None, True])
+def test_a_flipped_bit_is_found_and_leaves_the_cache(
+    hub: HubServer, directory: Path, verify: bool | None
+) -> None:
+    push_model_directory(directory, REPO)
+    hub.add_fault("flip", "GET", r"resolve/.*model.safetensors", times=1)
+    with pytest.raises(HubError, match=r"model\.safetensors differs from the Hub's checksum"):
+        resolve_model(REPO, verify=verify)
+    pulled = resolve_model(REPO, verify=verify)
+    assert (pulled / "model.safetensors").read_bytes() == (directory / "model.safetensors").read_bytes()
+
+
+@pytest.mark.parametrize(("status", "said"), [(403, "no right"), (429, "too many"), (500, "failing")])
+def test_a_refused_push_is_one_line(hub: HubServer, directory: Path, status: int, said: str) -> None:
+    hub.create(REPO)
+    hub.add_fault(status, "POST", r"/commit/")
+    with pytest.raises(HubError, match=said) as caught:
+        push_model_directory(directory, REPO)
+    assert "\n" not in str(caught.value)
+
+
+def test_no_access_no_repository_no_hub(
+    hub: HubServer,
+    directory: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    push_model_directory(directory, REPO, private=True)
+    caplog.set_level(logging.DEBUG)
+    monkeypatch.setattr(logging.getLogger("huggingface_hub"), "propagate", True)
+    assert any(TOKEN in sent for sent in hub.authorizations)
+    messages = []
+
+    def fails(said: str, repo: str = REPO, **options: str) -> None:
+        with pytest.raises(HubError, match=said) as caught:
+            resolve_model(repo, **options)
+        messages.append(str(caught.value))
+
+    fails("token|no such repository", token="hf_wrongSECRET")
+    fails("no such repository", token=STRANGER)
+    fails("no such repository", repo="alice/none")
+    fails("no such revision", revision="none")
+    hub.stop()
+    fails("cannot be reached|cache")
+    for text in [*messages, caplog.text]:
+        assert "SECRET" not in text
+    assert not any("\n" in message for message in messages)
+    for file in tmp_path.rglob("*"):
+        assert not file.is_file() or b"SECRET" not in file.read_bytes()
+
+
+def test_a_pickle_in_place_of_safetensors_is_refused(hub: HubServer, directory: Path) -> None:
+    names = ("config.json", "preprocessor_config.json")
+    files = {name: (directory / name).read_bytes() for name in names}
+    hub.create(REPO)
+    hub.put(REPO, {**files, "pytorch_model.bin": b"pickle"})
+    with pytest.raises(HubError, match=r"model\.safetensors is not in"):
+        resolve_model(REPO)
+
+
+def test_a_cut_download_is_taken_up_again(hub: HubServer, directory: Path) -> None:
+    push_model_directory(directory, REPO)
+    hub.add_fault("truncate", "GET", r"resolve/.*model.safetensors", times=1)
+    pulled = resolve_model(REPO)
+    assert (pulled / "model.safetensors").read_bytes() == (directory / "model.safetensors").read_bytes()
+
+
+def test_load_model_verifies_what_comes_from_the_hub(hub: HubServer, directory: Path) -> None:
+    push_model_directory(directory, REPO)
+    hub.add_fault("flip", "GET", r"resolve/.*model.safetensors", times=1)
+    with pytest.raises(HubError, match="differs"):
+        load_model(REPO)
+    model, _ = load_model(REPO)
+    assert model.config.domain_names == tiny_config().domain_names
+    hub.forget_requests()
+    load_model(str(directory))
+    assert hub.requests == []
+
+
+def test_text_written_by_hand_stays_in_the_card(hub: HubServer, directory: Path) -> None:
+    push_model_directory(directory, REPO)
+    card = hub.repository(REPO).files()["README.md"].decode()
+    for domain in tiny_config().domains:
+        assert domain["prompt"] in card
+    parameters = filled_model(tiny_config()).num_parameters()
+    assert f"{parameters:,} parameters" in card
+    edited = card.replace(f"{parameters:,} parameters", "7 parameters") + "\nBy hand.\n"
+    hub.put(REPO, {"README.md": edited.encode()})
+    push_model_directory(directory, REPO)
+    pushed = hub.repository(REPO).files()["README.md"].decode()
+    assert "By hand." in pushed and f"{parameters:,} parameters" in pushed
