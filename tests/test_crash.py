@@ -137,6 +137,31 @@ def test_a_signal_saves_and_ends_the_example(
     assert signal.getsignal(signal.Signals[name]) is before
 
 
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGINT"])
+def test_a_signal_to_all_processes_of_a_job_finds_the_workers_in_peace(
+    name: str, make_trainer: MakeTrainer, tmp_path: Path
+) -> None:
+    def run() -> None:
+        os.setsid()
+        trainer = make_trainer(max_steps=100_000, logging_steps=5, num_workers=2)
+        trainer.train()
+        assert trainer.stopped_by == name  # and the process ends: its workers hear of it
+
+    process = FORK.Process(target=run)
+    process.start()
+    log = tmp_path / "run" / "log.jsonl"
+    while not log.exists():
+        time.sleep(0.05)
+    assert process.pid is not None
+    os.killpg(process.pid, signal.Signals[name])
+    process.join(60)
+    if process.exitcode is None:
+        os.killpg(process.pid, signal.SIGKILL)
+    assert process.exitcode == 0
+    path = latest_checkpoint(tmp_path / "run" / "checkpoints")
+    assert path is not None and load_state(path)["step"] >= 5
+
+
 # Not finite
 
 
