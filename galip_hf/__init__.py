@@ -6,7 +6,8 @@ from .configuration_galip import GalipConfig
 from .errors import GalipError
 from .image_processing_galip import GalipImageProcessor
 from .modeling_galip import GalipForImageTranslation, GalipTranslationOutput
-from .pipeline import GalipPipeline, Translation
+from .pipeline import GalipPipeline
+from .translation import Translation
 from .version import __version__
 
 AutoConfig.register("galip", GalipConfig, exist_ok=True)

@@ -6,3 +6,7 @@ class GalipError(ValueError):
 
     The command line prints it without a traceback and exits with code 2.
     """
+
+    def __init__(self, message: str) -> None:
+        # What a message quotes from a corrupt file may hold anything, line ends too.
+        super().__init__("".join(sign if sign.isprintable() else " " for sign in message))

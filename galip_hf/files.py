@@ -1,10 +1,20 @@
 """Files and folders that appear whole or not at all."""
 
 import os
+import re
+import shutil
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
+
+try:
+    import fcntl
+except ImportError:  # Windows: what a killed run leaves stays there
+    fcntl = None  # type: ignore[assignment]
+
+_MARK = ".writing-"  # in the names of the temporary folders: nobody else's
+_LOCK, _REPLACED = ".galip-lock", ".galip-replaced"
 
 
 @contextmanager
@@ -13,14 +23,83 @@ def atomic_write(path: str | os.PathLike[str]) -> Iterator[Path]:
 
     It lies in a temporary folder beside `path`: on the same file system, with the user's file permissions. A
     file replaces a file, a folder a folder. When the block raises, `path` is as it was and nothing is left.
+    A killed process leaves the temporary folder, which the next writing of the same `path` removes: the lock
+    on a file in it ends with the process, so that folders of runs that still write are told apart.
     """
     path = Path(path)
-    with tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as folder:
-        written = Path(folder) / path.name
+    _remove_stale(path)
+    with _locked_folder(path) as folder:
+        written = folder / path.name
         yield written
         if path.is_dir():  # a folder cannot be renamed onto a full one: the old one steps aside first
-            os.replace(path, Path(folder) / "replaced")
+            os.replace(path, folder / _REPLACED)
         os.replace(written, path)
+
+
+@contextmanager
+def _locked_folder(path: Path) -> Iterator[Path]:
+    while True:
+        temporary = tempfile.TemporaryDirectory(prefix=f".{path.name}{_MARK}", dir=path.parent)
+        with temporary as name:
+            folder = Path(name)
+            try:
+                descriptor = os.open(folder / _LOCK, os.O_CREAT | os.O_RDWR, 0o600)
+            except FileNotFoundError:  # taken for stale between its making and now
+                continue
+            try:
+                if _lock(descriptor) and _same_file(descriptor, folder / _LOCK):
+                    yield folder
+                    return
+            finally:
+                os.close(descriptor)
+
+
+def _remove_stale(path: Path) -> None:
+    """Remove the folders that killed processes left when they wrote `path`."""
+    if fcntl is None:
+        return
+    pattern = re.compile(re.escape(f".{path.name}{_MARK}") + "[a-z0-9_]{8}")  # as tempfile names them
+    with suppress(OSError):
+        for entry in list(os.scandir(path.parent)):
+            if pattern.fullmatch(entry.name) and entry.is_dir(follow_symlinks=False):
+                _remove_if_stale(Path(entry.path), path)
+
+
+def _remove_if_stale(folder: Path, path: Path) -> None:
+    try:
+        descriptor = os.open(folder / _LOCK, os.O_RDWR)
+    except FileNotFoundError:
+        with suppress(OSError):
+            folder.rmdir()  # killed before it had its lock; a folder with content is not ours
+        return
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if (folder / _REPLACED).exists() and (folder / path.name).exists() and not path.exists():
+            os.replace(folder / path.name, path)  # killed between the two renames: the new one is whole
+        shutil.rmtree(folder)
+    except OSError:  # another process holds it, or the file system has no locks
+        pass
+    finally:
+        os.close(descriptor)
+
+
+def _lock(descriptor: int) -> bool:
+    """Whether nobody else has the lock: it is ours now, or the file system has no locks."""
+    if fcntl is not None:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+        except OSError:
+            return True
+    return True
+
+
+def _same_file(descriptor: int, path: Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(descriptor), os.stat(path))
+    except FileNotFoundError:
+        return False
 
 
 __all__ = ["atomic_write"]

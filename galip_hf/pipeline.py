@@ -3,8 +3,7 @@
 import math
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from pathlib import Path
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -13,105 +12,16 @@ import torch
 from . import trust
 from .configuration_galip import GalipConfig
 from .errors import GalipError
-from .evaluation import write_report
 from .image_processing_galip import GalipImageProcessor, NormalizedVolume
 from .inference import PRECISIONS, foreground_box, resize_slices, translate_to_targets
 from .modeling_galip import GalipForImageTranslation, GalipTarget
+from .translation import DISCLAIMER, Translation
 from .version import __version__
 
 if TYPE_CHECKING:
     from .data.volumes import Volume
 
-DISCLAIMER = "synthetic, not for diagnosis"
 Advance = Callable[[int], object]
-
-
-@dataclass(frozen=True, eq=False)
-class Translation:
-    """One scan in one target domain.
-
-    Attributes:
-        volume: the translation on the input's grid, in the target's units: HU for a CT window, [0, 1] for
-            the rule "none", the input's own scale for MR.
-        source_volume: the input.
-        report: what `report.json` holds: domains, intensity rule and window, trust measures, warnings, model,
-            settings and version.
-        cycle_map: |input translated there and back - input|, in the input's units, (S, H, W); None when it
-            was not asked for.
-    """
-
-    volume: "Volume"
-    source_volume: "Volume"
-    report: dict[str, Any]
-    cycle_map: np.ndarray | None = field(default=None, repr=False)
-
-    @property
-    def array(self) -> np.ndarray:
-        """The translation in the axis order and shape of the input, float32, in the target's units."""
-        return self.volume.to_source_array()
-
-    @property
-    def warnings(self) -> list[str]:
-        """Reasons to doubt the translation, a sentence each; empty does not mean that it is right."""
-        return self.report["warnings"]
-
-    def save(self, path: str | os.PathLike[str], *, overwrite: bool = False) -> Path:
-        """Write the scan, its report as `NAME.json` and its cycle map, if there is one, as `NAME_cycle`.
-
-        The scan comes last: when it is there, the rest is whole.
-
-        Raises:
-            GalipError: as `write_volume`.
-        """
-        from .data.writers import check_output_path, write_volume
-
-        path = check_output_path(Path(path), overwrite=overwrite)
-        if report_path(path).exists() and not overwrite:
-            raise GalipError(
-                f"{report_path(path)}: already exists; choose another name or allow overwriting (--overwrite)"
-            )
-        if self.cycle_map is not None:
-            write_volume(self.source_volume.with_array(self.cycle_map), cycle_path(path), overwrite=overwrite)
-        write_report(self.report, report_path(path))
-        return write_volume(self.volume, path, overwrite=overwrite)
-
-    def save_figure(self, path: str | os.PathLike[str]) -> Path:
-        """A PNG of three slices, a quarter, half and three quarters up: the input, and the translation."""
-        from .figures import FigureRow, save_translation_figure
-
-        window, source_window = self.report["window"], self.report["source_window"]
-        count = len(self.volume.array)
-        rows = []
-        for number in sorted({round(share * (count - 1)) for share in (0.25, 0.5, 0.75)}):
-            source = _shown(self.source_volume.array[number], source_window)
-            translation = _shown(self.volume.array[number], window)
-            rows.append(
-                FigureRow(
-                    f"slice {number}", source, translation, None, self.report["source"], self.report["target"]
-                )
-            )
-        title = f"{self.report['source']} → {self.report['target']}, {DISCLAIMER}"
-        return save_translation_figure(rows, path, title=title)
-
-
-def _shown(image: np.ndarray, window: Sequence[float]) -> np.ndarray:
-    return np.clip((image - window[0]) / (window[1] - window[0]), 0, 1)
-
-
-def _split_suffix(path: Path) -> tuple[str, str]:
-    suffix = ".nii.gz" if path.name.lower().endswith(".nii.gz") else path.suffix
-    return path.name[: len(path.name) - len(suffix)], suffix
-
-
-def report_path(path: Path) -> Path:
-    """Where the report of the scan at `path` lies."""
-    return path.with_name(f"{_split_suffix(path)[0]}.json")
-
-
-def cycle_path(path: Path) -> Path:
-    """Where the cycle map of the scan at `path` lies."""
-    stem, suffix = _split_suffix(path)
-    return path.with_name(f"{stem}_cycle{suffix}")
 
 
 def load_model(
@@ -232,13 +142,14 @@ class GalipPipeline:
         cycle: bool = False,
         crop: bool = False,
         resample: float | None = None,
+        axis: str | None = None,
         advance: Advance = lambda count: None,
     ) -> Any:
         """Translate one scan, or a list of scans.
 
         Args:
-            scan: a path, a `Volume`, a nibabel image, a numpy array (S, H, W) or (H, W), or a single-channel
-                PIL image; or a list of these.
+            scan: a path, a folder with one DICOM series, a `Volume`, a nibabel image, a numpy array (S, H, W)
+                or (H, W), or a single-channel PIL image; or a list of these.
             target: a domain's name, or several.
             source: the domain of the input; None where the domains share one intensity rule.
             batch_size: slices translated at once.
@@ -246,6 +157,7 @@ class GalipPipeline:
             crop: translate the foreground's bounding box only, grown to a multiple of 32.
             resample: pixel size in mm at which to translate (linear interpolation within the slices, undone
                 afterwards); None for the scan's own.
+            axis: plane of the slices, `axial`, `coronal` or `sagittal`; None: axial by the scan's affine.
             advance: called with the number of slices done since the last call; there are
                 S * targets * (2 with `cycle`) of them.
 
@@ -267,7 +179,10 @@ class GalipPipeline:
             translation
             for one in (scan if several else [scan])
             for translation in self._translate(
-                as_volume(one), targets, source, _Settings(batch_size, cycle, crop, resample, advance)
+                _single_volume(one, axis),
+                targets,
+                source,
+                _Settings(batch_size, cycle, crop, resample, advance),
             )
         ]
         return translations if several or not isinstance(target, str) else translations[0]
@@ -308,6 +223,7 @@ class GalipPipeline:
             report: dict[str, Any] = {
                 **source_report,
                 "target": name,
+                "target_modality": self.config.domains[self.config.domain_index(name)]["modality"],
                 "slices": len(slices),
                 "rule": self.processor.intensity_rules[name],
                 "window": [lower, upper],
@@ -382,38 +298,16 @@ def _at_pixel_size(slices: np.ndarray, volume: "Volume", millimetres: float | No
     return resize_slices(slices, height, width)
 
 
-def as_volume(scan: Any) -> "Volume":
-    """A scan in any of its forms as a `Volume`; see `GalipPipeline.__call__`.
+def _single_volume(scan: Any, axis: str | None) -> "Volume":
+    from .data.scans import read_scan
 
-    Raises:
-        GalipError: a file that cannot be read, an array of a wrong rank, or another type.
-    """
-    from .data.readers import read_volume
-    from .data.volumes import Volume
-
-    if isinstance(scan, Volume):
-        return scan
-    if isinstance(scan, (str, os.PathLike)):
-        return read_volume(os.fspath(scan))
-    if hasattr(scan, "header") and hasattr(scan, "dataobj"):  # a nibabel image
-        return _of_nibabel(scan)
-    if isinstance(scan, np.ndarray):
-        return Volume.from_array(scan)
-    if hasattr(scan, "getbands"):  # a PIL image
-        if len(scan.getbands()) != 1:
-            raise GalipError(f"scan: found a PIL image of mode {scan.mode}; expected one channel, convert it")
-        return Volume.from_array(np.asarray(scan))
-    raise GalipError(
-        f"scan: found {type(scan).__name__}; expected a path, a nibabel image, a numpy array or a PIL image"
-    )
+    volumes = read_scan(scan, axis=axis)
+    if len(volumes) > 1:
+        raise GalipError(
+            f"scan: holds {len(volumes)} volumes; pass galip_hf.data.scans.read_scan(scan), a list of them, "
+            "and write what comes of it with galip_hf.translation.save_translations"
+        )
+    return volumes[0]
 
 
-def _of_nibabel(image: Any) -> "Volume":
-    from .data.volumes import Volume, checked_float32, nifti_layout, nifti_spacing
-
-    layout = nifti_layout(image.header, "scan")
-    array = layout.arrange(checked_float32(np.asanyarray(image.dataobj), "scan"))
-    return Volume(array=array, path=None, spacing=nifti_spacing(layout), source=layout)
-
-
-__all__ = ["GalipPipeline", "Translation", "as_volume", "cycle_path", "load_model", "report_path"]
+__all__ = ["GalipPipeline", "load_model"]

@@ -1,9 +1,13 @@
 """Signals that ask a run to stop: noted, to be acted on at the end of a step."""
 
+import os
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
+from multiprocessing.util import Finalize
 from types import FrameType
+
+import torch
 
 SIGNALS = ("SIGTERM", "SIGINT")
 
@@ -35,4 +39,25 @@ def noted_signals() -> Iterator[list[str]]:
             signal.signal(signal.Signals[name], handler)
 
 
-__all__ = ["SIGNALS", "noted_signals"]
+class SignalsOfWorkers:
+    """`worker_init_fn` of a DataLoader: its processes leave the signals to their parent.
+
+    Ctrl-C and the SIGTERM of a job's end go to all processes of the job; a worker that died of it would end
+    the parent with an error, in the middle of the step that it wants to save.
+    """
+
+    def __init__(self) -> None:
+        # At its own exit the parent ends its workers by SIGTERM, and waits for them; just before comes this.
+        self._parent_ends = torch.zeros((), dtype=torch.bool).share_memory_()
+        Finalize(None, self._parent_ends.fill_, (True,), exitpriority=0)
+
+    def __call__(self, _: int) -> None:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        signal.signal(signal.SIGTERM, self._terminate)
+
+    def _terminate(self, *_: object) -> None:
+        if self._parent_ends:
+            os._exit(0)
+
+
+__all__ = ["SIGNALS", "SignalsOfWorkers", "noted_signals"]

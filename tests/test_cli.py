@@ -264,7 +264,7 @@ def test_the_installed_command_needs_no_network_and_no_open_clip(scan, model_dir
     done = subprocess.run(
         [sys.executable, "-c", code, *arguments],
         capture_output=True,
-        text=True,
+        encoding="utf-8",
         env={**os.environ, "HF_HUB_OFFLINE": "1"},
     )
     assert done.returncode == 0, done.stderr

@@ -4,6 +4,7 @@ import logging
 
 import pytest
 import torch
+import torch._inductor.config as inductor_config
 from conftest import filled_model, tiny_config
 
 from galip_hf.compiling import compile_where_possible, missing_compiler
@@ -15,9 +16,9 @@ def test_without_a_compiler_one_line_and_no_compiling(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setenv("PATH", "")
-    monkeypatch.setattr("torch._inductor.config.cpp.cxx", ("no-such-compiler",))
     model = filled_model(tiny_config())
-    with caplog.at_level(logging.WARNING, logger="galip_hf.compiling"):
+    absent = inductor_config.patch({"cpp.cxx": ("no-such-compiler",)})
+    with absent, caplog.at_level(logging.WARNING, logger="galip_hf.compiling"):
         assert not compile_where_possible(model, CPU)
     (record,) = caplog.records
     assert record.message.startswith("torch_compile: no C++ compiler") and "without it" in record.message

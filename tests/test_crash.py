@@ -28,8 +28,14 @@ KILLS = 12
 FORK = multiprocessing.get_context("fork")
 
 
-def killed_after(make_trainer: MakeTrainer, seconds: float, **arguments: Any) -> bool:
-    """Train in a process that is killed `seconds` after it began; False when it finished before."""
+def saved_step(checkpoints: Path) -> int:
+    """Step of the latest checkpoint, 0 where there is none."""
+    return max((int(path.name[5:]) for path in checkpoints.glob("step-*")), default=0)
+
+
+def killed(make_trainer: MakeTrainer, more_steps: int, seconds: float, **arguments: Any) -> bool:
+    """Train in a process that is killed `seconds` after it saved `more_steps` steps; False when it ended."""
+    checkpoints = Path(arguments["output_dir"]) / "checkpoints"
     began, child_began = FORK.Pipe(duplex=False)
 
     def run() -> None:
@@ -39,8 +45,11 @@ def killed_after(make_trainer: MakeTrainer, seconds: float, **arguments: Any) ->
         os._exit(0)
 
     process = FORK.Process(target=run)
+    goal = saved_step(checkpoints) + more_steps
     process.start()
     began.recv()
+    while saved_step(checkpoints) < goal and process.is_alive():
+        time.sleep(0.005)
     process.join(seconds)
     process.kill()
     process.join()
@@ -55,16 +64,16 @@ def test_a_run_killed_a_dozen_times_ends_as_an_unbroken_one(
     whole = make_trainer(output_dir=str(tmp_path / "whole"), **steps)
     whole.train()
     rng = np.random.default_rng(3)
-    killed = {**steps, "output_dir": str(tmp_path / "killed")}
+    cut = {**steps, "output_dir": str(tmp_path / "killed")}
     reached = []
     for _ in range(KILLS):
-        # From the very start to some steps later: saving takes about half of the time.
-        assert killed_after(make_trainer, rng.uniform(0, 0.6), **killed), "lower the delays"
+        # From the very start to some steps later; saving takes about half of the time.
+        assert killed(make_trainer, int(rng.integers(0, 3)), rng.uniform(0, 0.2), **cut), "ended too soon"
         path = latest_checkpoint(tmp_path / "killed" / "checkpoints")
         reached.append(load_state(path)["step"] if path else 0)
     assert reached == sorted(reached)
     assert len(set(reached)) > 3
-    resumed = make_trainer(resume=True, **killed)
+    resumed = make_trainer(resume=True, **cut)
     resumed.train()
     expected, found = state_of(whole), state_of(resumed)
     assert [name for name in expected if not torch.equal(expected[name], found[name])] == []
@@ -126,6 +135,31 @@ def test_a_signal_saves_and_ends_the_example(
     path = latest_checkpoint(output / "checkpoints")
     assert path is not None and load_state(path)["step"] >= 5
     assert signal.getsignal(signal.Signals[name]) is before
+
+
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGINT"])
+def test_a_signal_to_all_processes_of_a_job_finds_the_workers_in_peace(
+    name: str, make_trainer: MakeTrainer, tmp_path: Path
+) -> None:
+    def run() -> None:
+        os.setsid()
+        trainer = make_trainer(max_steps=100_000, logging_steps=5, num_workers=2)
+        trainer.train()
+        assert trainer.stopped_by == name  # and the process ends: its workers hear of it
+
+    process = FORK.Process(target=run)
+    process.start()
+    log = tmp_path / "run" / "log.jsonl"
+    while not log.exists():
+        time.sleep(0.05)
+    assert process.pid is not None
+    os.killpg(process.pid, signal.Signals[name])
+    process.join(60)
+    if process.exitcode is None:
+        os.killpg(process.pid, signal.SIGKILL)
+    assert process.exitcode == 0
+    path = latest_checkpoint(tmp_path / "run" / "checkpoints")
+    assert path is not None and load_state(path)["step"] >= 5
 
 
 # Not finite

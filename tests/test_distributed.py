@@ -38,7 +38,7 @@ def two_processes(
         [*command, str(table_directory), str(clip_directory), str(output), str(recipe)],
         env=environment,
         capture_output=True,
-        text=True,
+        encoding="utf-8",
         timeout=300,
     )
     assert done.returncode == 0, done.stderr[-3000:]

@@ -378,7 +378,7 @@ translation = model(torch.zeros(1, 1, 8, 8), "T1").translation
 unwanted = {{"open_clip", "timm", "datasets", "galip_hf.trainer", "galip_hf.clip_backbone"}}
 print(tuple(translation.shape), sorted(unwanted & set(sys.modules)))
 """
-    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, encoding="utf-8", timeout=120)
     assert run.returncode == 0, run.stderr
     assert run.stdout.strip() == "(1, 1, 8, 8) []"
 

@@ -240,7 +240,7 @@ def test_loads_without_galip_hf(ixi_table: Path) -> None:
         "r = t['train'].with_format('numpy')[0]; "
         "print(sorted(t), r['pixel_values'].shape, t['train'].features['domain'].names)"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, encoding="utf-8")
     assert done.stdout.strip() == "['test', 'train', 'validation'] (64, 64) ['T1', 'T2', 'PD']", done.stderr
 
 

@@ -45,7 +45,7 @@ def run(command: str, directory: Path, *more: str) -> str:
     executable = sys.executable if program == "python" else str(Path(sys.executable).with_name(program))
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
     done = subprocess.run(
-        [executable, *arguments, *more], cwd=directory, env=environment, capture_output=True, text=True
+        [executable, *arguments, *more], cwd=directory, env=environment, capture_output=True, encoding="utf-8"
     )
     assert done.returncode == 0, done.stderr
     return done.stdout

@@ -283,7 +283,7 @@ def test_a_faulty_recipe_on_the_command_line(tmp_path: Path) -> None:
     run = subprocess.run(
         [sys.executable, str(ROOT / "examples" / "train.py"), "--config", str(path), "training.max_step=1"],
         capture_output=True,
-        text=True,
+        encoding="utf-8",
         timeout=120,
     )
     assert run.returncode == 2

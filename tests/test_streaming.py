@@ -36,6 +36,7 @@ def table(tmp_path_factory: pytest.TempPathFactory) -> datasets.Dataset:
         for label, domain in enumerate(DOMAINS):
             value = 0.1 + 0.005 * (subject * 15 + label * 5 + np.arange(5))
             array = np.broadcast_to(value[:, None, None], (5, 6, 6)).astype(np.float32)
+            array[:, -1, -1] = 0.9  # a slice of one value everywhere would be left out
             volumes.append(SubjectVolume(array, domain, f"s{subject}", "train"))
     directory = write_table(volumes, tmp_path_factory.mktemp("s") / "table", domains=DOMAINS, image_size=None)
     return load_table(directory)["train"]

@@ -95,7 +95,7 @@ def test_trackio_without_a_network(tmp_path: Path) -> None:
     environment = {"TRACKIO_DIR": str(tmp_path / "trackio"), "HF_HUB_OFFLINE": "1", "PATH": "/usr/bin:/bin"}
     environment["PYTHONPATH"] = ":".join([str(Path(__file__).parent), str(Path(__file__).parent.parent)])
     done = subprocess.run(
-        [sys.executable, "-c", code, str(run)], env=environment, capture_output=True, text=True
+        [sys.executable, "-c", code, str(run)], env=environment, capture_output=True, encoding="utf-8"
     )
     assert done.returncode == 0, done.stderr
     assert "not reported" not in done.stderr

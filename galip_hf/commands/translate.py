@@ -1,7 +1,6 @@
 """`galip-hf translate`: scans in, scans out, with what is known about how far to believe them."""
 
 import argparse
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,16 +9,18 @@ from typing import TYPE_CHECKING, Any
 from ..errors import GalipError
 
 if TYPE_CHECKING:
-    from ..pipeline import GalipPipeline, Translation
+    from ..data.scans import ScanSource
+    from ..pipeline import GalipPipeline
+    from ..translation import Translation
 
-FORMATS = ("input", "nii.gz", "nii", "mat", "npy", "npz", "png")
+FORMATS = ("input", "nii.gz", "nii", "mat", "npy", "npz", "png", "dicom")
 
 
 @dataclass(frozen=True)
 class _Job:
-    """One scan and, for each target, the file to write."""
+    """One scan and, for each target, the file (or DICOM folder) to write."""
 
-    scan: Path
+    scan: "ScanSource"
     outputs: dict[str, Path]
 
 
@@ -27,7 +28,10 @@ def add_parser(commands: Any) -> None:
     """Declare the command."""
     translate = commands.add_parser("translate", help="translate scans to other domains")
     translate.add_argument(
-        "inputs", nargs="+", metavar="INPUT", help="scans: .nii, .nii.gz, .mat, .npy, .npz, .png, or folders"
+        "inputs",
+        nargs="+",
+        metavar="INPUT",
+        help="scans: .nii, .nii.gz, .mat, .npy, .npz, .png, DICOM, or folders of these (all levels)",
     )
     translate.add_argument(
         "--model", required=True, help="model directory, or a repository of the Hub (user/name)"
@@ -55,7 +59,20 @@ def add_parser(commands: Any) -> None:
         "for NAME_DOMAIN files",
     )
     translate.add_argument(
-        "--format", choices=FORMATS, default="input", help="format in an output folder (default: the input's)"
+        "--format",
+        choices=FORMATS,
+        default="input",
+        help="format in an output folder (default: the input's; dicom makes derived series)",
+    )
+    translate.add_argument(
+        "--keep-patient-tags",
+        action="store_true",
+        help="copy patient and study into derived DICOM series (default: nothing of them)",
+    )
+    translate.add_argument(
+        "--axis",
+        choices=("axial", "coronal", "sagittal"),
+        help="plane of the slices (default: axial, by the scan's affine)",
     )
     existing = translate.add_mutually_exclusive_group()
     existing.add_argument("--overwrite", action="store_true", help="replace existing outputs")
@@ -111,7 +128,7 @@ def _translate(arguments: argparse.Namespace) -> int:
     if arguments.dry_run:
         for job in todo:
             for target, output in job.outputs.items():
-                print(f"{job.scan} -> {target}: {output}")
+                print(f"{job.scan.path} -> {target}: {output}")
         print(f"dry run: nothing was written; {sum(len(job.outputs) for job in todo)} to do, {skipped} exist")
         return 0
     if len(jobs) == 1 and todo:
@@ -131,8 +148,8 @@ def _run_all(
         try:
             rows += list(_run(pipeline, job, arguments))
         except (GalipError, OSError, MemoryError, RuntimeError) as error:
-            message = " ".join(str(error).split()).removeprefix(f"{job.scan}: ")
-            failures.append(f"{job.scan}: {message}")
+            message = " ".join(str(error).split()).removeprefix(f"{job.scan.path}: ")
+            failures.append(f"{job.scan.path}: {message}")
     _print_table(rows)
     if skipped:
         print(f"{skipped} existed already and were left")
@@ -149,27 +166,39 @@ def _run(
     """Translate one scan and write it to every target; yields each file written and its report."""
     from tqdm.auto import tqdm
 
-    from ..pipeline import as_volume
+    from ..data.scans import read_scan
+    from ..translation import save_dicom, save_translations
 
-    volume = as_volume(job.scan)
-    total = len(volume.array) * len(job.outputs) * (2 if arguments.cycle_map else 1)
+    volumes = read_scan(job.scan, axis=arguments.axis)
+    slices = sum(len(volume.array) for volume in volumes)
+    total = slices * len(job.outputs) * (2 if arguments.cycle_map else 1)
     with tqdm(total=total, unit="slice", desc=job.scan.name, leave=False, disable=None) as bar:
-        translations: list[Translation] = pipeline(
-            volume,
-            list(job.outputs),
-            arguments.source,
-            batch_size=arguments.batch_size,
-            cycle=arguments.cycle_map,
-            crop=arguments.crop,
-            resample=arguments.resample,
-            advance=bar.update,
-        )
-    for translation, output in zip(translations, job.outputs.values(), strict=True):
-        # With --skip-existing the scan is not there: what lies beside it is left over from a killed run.
+        translations: list[list[Translation]] = [
+            pipeline(
+                volume,
+                list(job.outputs),
+                arguments.source,
+                batch_size=arguments.batch_size,
+                cycle=arguments.cycle_map,
+                crop=arguments.crop,
+                resample=arguments.resample,
+                advance=bar.update,
+            )
+            for volume in volumes
+        ]
+    # With --skip-existing the scan is not there: what lies beside it is left over from a killed run.
+    overwrite = arguments.overwrite or arguments.skip_existing
+    for of_target, output in zip(zip(*translations, strict=True), job.outputs.values(), strict=True):
         if arguments.figure:
-            translation.save_figure(output.with_name(f"{_stem(output)}_figure.png"))
-        translation.save(output, overwrite=arguments.overwrite or arguments.skip_existing)
-        yield output, translation.report
+            of_target[0].save_figure(output.with_name(f"{_stem(output)}_figure.png"))
+        if _is_dicom_folder(output):
+            save_dicom(
+                of_target[0], output, keep_patient_tags=arguments.keep_patient_tags, overwrite=overwrite
+            )
+        else:
+            save_translations(of_target, output, overwrite=overwrite)
+        for translation in of_target:
+            yield output, translation.report
 
 
 def _print_table(rows: Sequence[tuple[Path, "dict[str, Any]"]]) -> None:
@@ -211,20 +240,40 @@ def _targets(arguments: argparse.Namespace) -> list[str]:
     return names
 
 
+def _is_dicom_folder(output: Path) -> bool:
+    from ..data.readers import SUFFIXES
+
+    return not output.name.lower().endswith(SUFFIXES)
+
+
 def _stem(path: Path) -> str:
     from ..data.readers import supported_suffix
 
-    return path.name[: -len(supported_suffix(path))]
+    return path.name if _is_dicom_folder(path) else path.name[: -len(supported_suffix(path))]
+
+
+def _suffix(scan: "ScanSource", wanted: str) -> str:
+    """Of the outputs of a scan in a folder; none for a derived DICOM series, which is a folder itself."""
+    from ..data.readers import supported_suffix
+
+    if wanted == "dicom":
+        if not scan.files:
+            raise GalipError(f"--format dicom: {scan.path} is no DICOM series; its headers would be needed")
+        return ""
+    if wanted != "input":
+        return f".{wanted}"
+    return "" if scan.files else supported_suffix(scan.path)
 
 
 def _plan(arguments: argparse.Namespace) -> list[_Job]:
-    """The jobs, with the output folder made; GalipError if two of them would write the same file."""
-    from ..data.readers import SUFFIXES, supported_suffix
+    """The jobs, with the output folder made. Scans have distinct names, so no two outputs are one file."""
+    from ..data.readers import SUFFIXES
+    from ..data.scans import find_scans
     from ..data.writers import check_output_path
 
-    scans, targets, output = _scans(arguments.inputs), _targets(arguments), Path(arguments.output)
+    scans, targets, output = find_scans(arguments.inputs), _targets(arguments), Path(arguments.output)
     names_file = output.name.lower().endswith(SUFFIXES)
-    single = len(scans) == 1 and len(targets) == 1 and not Path(arguments.inputs[0]).is_dir()
+    single = len(scans) == 1 and len(targets) == 1 and (names_file or not Path(arguments.inputs[0]).is_dir())
     if single and (names_file or (output.suffix and not output.is_dir())):
         checked = check_output_path(output, overwrite=arguments.overwrite or arguments.skip_existing)
         return [_Job(scans[0], {targets[0]: checked})]
@@ -234,15 +283,8 @@ def _plan(arguments: argparse.Namespace) -> list[_Job]:
         )
     jobs = []
     for scan in scans:
-        suffix = supported_suffix(scan) if arguments.format == "input" else f".{arguments.format}"
-        jobs.append(_Job(scan, {name: output / f"{_stem(scan)}_{name}{suffix}" for name in targets}))
-    twice = [
-        path for path, count in Counter(p for job in jobs for p in job.outputs.values()).items() if count > 1
-    ]
-    if twice:
-        raise GalipError(
-            f"--output {output}: several inputs would be written to {twice[0]}; rename the inputs"
-        )
+        suffix = _suffix(scan, arguments.format)
+        jobs.append(_Job(scan, {name: output / f"{scan.name}_{name}{suffix}" for name in targets}))
     if not arguments.dry_run:
         try:
             output.mkdir(parents=True, exist_ok=True)
@@ -258,26 +300,6 @@ def _plan(arguments: argparse.Namespace) -> list[_Job]:
                 "give --overwrite or --skip-existing"
             )
     return jobs
-
-
-def _scans(inputs: Sequence[str]) -> list[Path]:
-    """The files given, and the scans in the folders given, each once."""
-    from ..data.readers import SUFFIXES
-
-    found: list[Path] = []
-    for entry in map(Path, inputs):
-        if entry.is_dir():
-            inside = sorted(
-                path
-                for path in entry.iterdir()
-                if path.is_file() and not path.name.startswith(".") and path.name.lower().endswith(SUFFIXES)
-            )
-            if not inside:
-                raise GalipError(f"{entry}: no scans in this folder; expected {', '.join(SUFFIXES)}")
-            found += inside
-        else:
-            found.append(entry)
-    return list(dict.fromkeys(found))
 
 
 def _remaining(job: _Job, arguments: argparse.Namespace) -> _Job:

@@ -12,6 +12,7 @@ import torch
 from torch.utils.data import DataLoader, default_collate
 
 from ..errors import GalipError
+from ..signals import SignalsOfWorkers
 from ..training_args import GalipTrainingArguments
 from ..training_step import UnpairedBatch
 
@@ -78,6 +79,7 @@ class StepLoader:
             **batches,
             collate_fn=_collate,
             num_workers=arguments.num_workers,
+            worker_init_fn=SignalsOfWorkers() if arguments.num_workers else None,
             persistent_workers=arguments.num_workers > 0,
             pin_memory=device.type == "cuda",
             # Unused for the order, which is the dataset's: it keeps the loader off the global generator.

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import nibabel as nib
 import numpy as np
@@ -17,6 +18,11 @@ import numpy as np
 from galip_hf.errors import GalipError
 
 METRE, MICROMETRE = 1, 3  # codes in the low three bits of NIfTI's xyzt_units; all others are taken as mm
+AXES = {
+    "sagittal": 0,
+    "coronal": 1,
+    "axial": 2,
+}  # plane of the slices: the world axis they follow one another on
 
 
 @dataclass(frozen=True, eq=False)
@@ -24,11 +30,12 @@ class FileLayout:
     """How the axes of a file map to (slices, rows, columns), and back.
 
     Attributes:
-        shape: shape of the array in the file; MATLAB's own order for `.mat`.
+        shape: shape of the array in the file; MATLAB's own order for `.mat`; of one volume of a 4-D NIfTI.
         grid: the same as three axes: an axis of 1 added to a 2-D array, trailing axes of 1 removed.
         axes: the axis of `grid` which becomes slices, rows and columns.
         flips: whether slices, rows and columns run against the file's axis.
-        header: the NIfTI header, None for a file without geometry.
+        header: the NIfTI header (for DICOM one that says the same), None for a file without geometry.
+        instances: for DICOM, what is kept of each slice's header, along the grid's third axis.
     """
 
     shape: tuple[int, ...]
@@ -36,6 +43,7 @@ class FileLayout:
     axes: tuple[int, int, int]
     flips: tuple[bool, bool, bool] = (False, False, False)
     header: nib.Nifti1Header | None = None
+    instances: tuple[Any, ...] = ()
 
     @property
     def affine(self) -> np.ndarray | None:
@@ -60,13 +68,14 @@ class FileLayout:
 
 @dataclass(frozen=True, eq=False)
 class Volume:
-    """One scan, read by `galip_hf.data.readers.read_volume`.
+    """One scan, read by `galip_hf.data.scans.read_scan`.
 
     Attributes:
-        array: (S, H, W) float32, the file's values after its scale factors. Axial, upright slices by the
-            affine; a NIfTI file one voxel thick along a single axis is that one slice, whatever its plane.
+        array: (S, H, W) float32, the file's values after its scale factors. Upright slices, axial by the
+            affine unless another axis was asked for; a NIfTI file one voxel thick along a single axis is
+            that one slice, whatever its plane.
             `.mat` (H, W, S), `.npy`/`.npz` (S, H, W) or (H, W) and PNG keep the order of the file.
-        path: the file read, None for an array made in memory.
+        path: the file (for DICOM, the folder) read, None for an array made in memory.
         spacing: mm between slices, rows and columns; (1, 1, 1) where the file has no geometry.
         source: the way back to the file's own axes.
     """
@@ -156,21 +165,26 @@ def slices_last_layout(shape: tuple[int, ...], name: str) -> FileLayout:
     return FileLayout(shape=shape, grid=(rows, columns, slices), axes=(2, 0, 1))
 
 
-def nifti_layout(header: nib.Nifti1Header, name: str) -> FileLayout:
-    """The layout which shows a NIfTI file's voxels as upright axial slices.
+def nifti_layout(header: nib.Nifti1Header, name: str, axis: str | None = None) -> FileLayout:
+    """The layout which shows a NIfTI file's voxels as upright slices.
 
     Args:
-        header: its shape may be 2-D, 3-D, or 3-D followed by axes of 1.
+        header: its shape may be 2-D, 3-D, 4-D for a series of volumes, or any of them followed by axes of 1.
         name: the file the message starts with.
+        axis: `axial`, `coronal` or `sagittal` slices by the affine. None: axial, but a scan one voxel thick
+            along a single axis is one slice in its own plane.
+
+    Returns:
+        The layout of one volume; all volumes of a series have the same.
 
     Raises:
-        GalipError: another rank, an axis of length 0, or an affine that is not finite and invertible.
+        GalipError: another rank, an axis of length 0, a voxel size of zero, an affine that is not finite and
+            invertible, or an unknown `axis`.
     """
     shape = tuple(int(length) for length in header.get_data_shape())
-    if len(shape) < 2 or any(length != 1 for length in shape[3:]):
+    if len(shape) < 2 or any(length != 1 for length in shape[4:]):
         raise GalipError(
-            f"{name}: the image has shape {shape}; expected one 2-D or 3-D scan, "
-            "so split a series into single volumes"
+            f"{name}: the image has shape {shape}; expected a 2-D or 3-D scan or a 4-D series of scans"
         )
     if min(shape) < 1:
         raise GalipError(
@@ -178,21 +192,52 @@ def nifti_layout(header: nib.Nifti1Header, name: str) -> FileLayout:
         )
     padded = (*shape, 1)[:3]
     grid = (padded[0], padded[1], padded[2])
-    affine = header.get_best_affine()
-    if not np.isfinite(affine).all() or np.linalg.matrix_rank(affine[:3, :3]) < 3:
-        raise GalipError(
-            f"{name}: the affine {affine[:3].tolist()} is not invertible; correct the file's sform or qform"
-        )
+    affine = _checked_affine(header, min(len(shape), 3), name)
     orientation = nib.orientations.io_orientation(affine)
     world_axes = [int(axis) for axis in orientation[:, 0]]
     ascending = [bool(direction > 0) for direction in orientation[:, 1]]
     thin = [axis for axis, length in enumerate(grid) if length == 1]
-    through_plane = world_axes[thin[0]] if len(thin) == 1 else 2
+    if axis is not None:
+        through_plane = checked_axis(axis)
+    else:
+        through_plane = world_axes[thin[0]] if len(thin) == 1 else AXES["axial"]
     # Rows descend along the higher world axis left (superior or anterior first), columns along the lower one.
     second, third = sorted({0, 1, 2} - {through_plane}, reverse=True)
     axes = (world_axes.index(through_plane), world_axes.index(second), world_axes.index(third))
     flips = (not ascending[axes[0]], ascending[axes[1]], ascending[axes[2]])
-    return FileLayout(shape=shape, grid=grid, axes=axes, flips=flips, header=header)
+    is_series = len(shape) > 3 and shape[3] > 1
+    return FileLayout(
+        shape=shape[:3] if is_series else shape, grid=grid, axes=axes, flips=flips, header=header
+    )
+
+
+def checked_axis(axis: str) -> int:
+    """The world axis along which slices of the plane `axis` follow one another; GalipError if unknown."""
+    if axis not in AXES:
+        raise GalipError(f"axis {axis!r} is unknown; expected {', '.join(AXES)}, or none for the default")
+    return AXES[axis]
+
+
+def _checked_affine(header: nib.Nifti1Header, rank: int, name: str) -> np.ndarray:
+    """The header's affine, with all that makes it meaningless refused."""
+    sizes = [float(size) for size in header["pixdim"][1 : 1 + rank]]
+    if not all(np.isfinite(size) and size != 0 for size in sizes):
+        raise GalipError(f"{name}: the voxel size {sizes} (pixdim) has a zero or is not finite; correct it")
+    for form in ("qform_code", "sform_code"):
+        if int(header[form]) not in nib.nifti1.xform_codes.value_set():
+            raise GalipError(f"{name}: the {form} {int(header[form])} does not exist in NIfTI; correct it")
+    affine = header.get_best_affine()
+    if not np.isfinite(affine).all():
+        raise GalipError(
+            f"{name}: the affine {affine[:3].tolist()} is not finite; correct the sform or qform"
+        )
+    # Lengths are divided out: voxels of 0.001 x 1 x 1 are anisotropic, not singular.
+    lengths = nib.affines.voxel_sizes(affine)
+    if not lengths.all() or np.linalg.matrix_rank(affine[:3, :3] / lengths) < 3:
+        raise GalipError(
+            f"{name}: the affine {affine[:3].tolist()} is not invertible; correct the file's sform or qform"
+        )
+    return affine
 
 
 def nifti_spacing(layout: FileLayout) -> tuple[float, float, float]:

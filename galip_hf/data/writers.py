@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import struct
+from collections.abc import Sequence
 from pathlib import Path
 
 import h5py
@@ -64,13 +65,39 @@ def write_volume(volume: Volume, path: str | Path, *, overwrite: bool = False) -
         GalipError: an unknown suffix, an existing file, a missing or unwritable directory, values that are
             not finite, or an array that PNG cannot hold.
     """
+    return _write([volume], Path(path), overwrite)
+
+
+def write_series(volumes: Sequence[Volume], path: str | Path, *, overwrite: bool = False) -> Path:
+    """Write the volumes of a 4-D NIfTI as one 4-D NIfTI again, otherwise as `write_volume`.
+
+    Raises:
+        GalipError: as `write_volume`; also not all volumes of one series, or another format than NIfTI.
+    """
+    path = Path(path)
+    header = volumes[0].source.header if volumes else None
+    length = 1 if header is None else (*header.get_data_shape(), 1, 1, 1, 1)[3]
+    if len(volumes) != length or any(volume.source.header is not header for volume in volumes):
+        raise GalipError(
+            f"{path}: {len(volumes)} volumes were given to be written as one file; expected one, "
+            "or all those of one 4-D NIfTI in their order"
+        )
+    if length > 1 and supported_suffix(path) not in (".nii", ".nii.gz"):
+        raise GalipError(f"{path}: {len(volumes)} volumes only fit into a NIfTI file; write .nii.gz instead")
+    return _write(volumes, path, overwrite)
+
+
+def _write(volumes: Sequence[Volume], path: Path, overwrite: bool) -> Path:
     path = check_output_path(path, overwrite=overwrite)
     suffix = supported_suffix(path)
-    array = checked_float32(volume.array, f"volume for {path}")
+    checked = [volume.with_array(checked_float32(volume.array, f"volume for {path}")) for volume in volumes]
     try:
         with atomic_write(path) as temporary:
             encoded = temporary.with_name(f"volume{suffix}")  # the libraries want the suffix in lower case
-            _encode(volume.with_array(array), encoded, path)
+            if len(checked) > 1:
+                _save_nifti(checked, encoded)
+            else:
+                _encode(checked[0], encoded, path)
             os.replace(encoded, temporary)
     except OSError as error:
         raise GalipError(
@@ -82,7 +109,7 @@ def write_volume(volume: Volume, path: str | Path, *, overwrite: bool = False) -
 def _encode(volume: Volume, temporary: Path, path: Path) -> None:
     suffix = supported_suffix(temporary)
     if suffix in (".nii", ".nii.gz"):
-        _nifti_image(volume).to_filename(temporary)
+        _save_nifti([volume], temporary)
     elif suffix == ".mat":
         _write_mat73(volume, temporary)
     elif suffix == ".png":
@@ -95,7 +122,16 @@ def _encode(volume: Volume, temporary: Path, path: Path) -> None:
             np.savez_compressed(temporary, data_fs=array)
 
 
-def _nifti_image(volume: Volume) -> nib.Nifti1Image:
+def _save_nifti(volumes: Sequence[Volume], temporary: Path) -> None:
+    with (
+        nib.imageglobals.LoggingOutputSuppressor()
+    ):  # its remarks on harmless oddities of the source's header
+        _nifti_image(volumes).to_filename(temporary)
+
+
+def _nifti_image(volumes: Sequence[Volume]) -> nib.Nifti1Image:
+    """One volume, or the volumes of a 4-D file joined again."""
+    volume = volumes[0]
     if volume.source.header is None:
         slices, rows, columns = volume.array.shape
         layout = FileLayout(
@@ -112,9 +148,11 @@ def _nifti_image(volume: Volume) -> nib.Nifti1Image:
         # A display window or scaling of the source's intensities says nothing about the new ones.
         header["cal_min"] = header["cal_max"] = 0
         nifti2 = isinstance(header, nib.Nifti2Header)
-        image = (nib.Nifti2Image if nifti2 else nib.Nifti1Image)(
-            volume.to_source_array(), volume.source.affine, header
-        )
+        data = volume.to_source_array()
+        if len(volumes) > 1:
+            data = np.stack([part.to_source_array() for part in volumes], axis=-1)
+            data = data.reshape(header.get_data_shape())
+        image = (nib.Nifti2Image if nifti2 else nib.Nifti1Image)(data, volume.source.affine, header)
     image.header["descrip"] = DESCRIPTION.encode("ascii")
     return image
 

@@ -1,0 +1,228 @@
+"""Scans in any form that users bring: found in folders, read as volumes, written as files."""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+from PIL import Image
+
+from galip_hf.data import dicom
+from galip_hf.data.derived_dicom import write_dicom_series
+from galip_hf.data.readers import (
+    SUFFIXES,
+    check_axis_of_array,
+    nifti_image_volumes,
+    pil_volume,
+    read_volumes,
+)
+from galip_hf.data.volumes import Volume
+from galip_hf.data.writers import write_series
+from galip_hf.errors import GalipError
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class ScanSource:
+    """One scan on disk.
+
+    Attributes:
+        path: the file; for a DICOM series of several files the folder that holds them all.
+        series_uid: SeriesInstanceUID of a DICOM series; None for other formats, and for a DICOM file whose
+            header cannot be read.
+        name: unique among the scans found together, without suffix, fit for a file name.
+        files: the files of a DICOM series, sorted by name; empty for other formats.
+    """
+
+    path: Path
+    series_uid: str | None
+    name: str
+    files: tuple[Path, ...] = ()
+
+
+def find_scans(paths: Iterable[str | os.PathLike[str]]) -> list[ScanSource]:
+    """The scans at `paths`: a file is one, a folder is searched through all its levels.
+
+    In a folder every file with a suffix of `SUFFIXES` is a scan, and the DICOM files (known by their content,
+    or by `.dcm`, `.dicom` or `.ima`) are grouped by SeriesInstanceUID. A file that turns out not to be
+    readable, or DICOM without an image, is a scan too, which `read_scan` refuses in one line. Other files,
+    such as BIDS' JSON, are counted in a warning of the log; those whose name starts with a dot, and DICOMDIR,
+    are passed over. A file reached twice is one scan.
+
+    Returns:
+        The scans, sorted by path within each of `paths`.
+
+    Raises:
+        GalipError: a path that does not exist, a folder without scans, or pydicom is needed and missing.
+    """
+    found: list[_Found] = []
+    seen: set[Path] = set()
+    for given in paths:
+        root = Path(given)
+        every = _files(root)
+        files = [file for file in every if file.resolve() not in seen]
+        seen.update(file.resolve() for file in files)
+        if every and not files:
+            continue
+        here = _scans_of(root, files)
+        if not here and len(files) == len(every):
+            raise GalipError(f"{root}: no scans in this folder; expected DICOM or {', '.join(SUFFIXES)}")
+        found += sorted(here, key=lambda scan: (str(scan.path), scan.label, scan.series_uid or ""))
+    return [
+        ScanSource(scan.path, scan.series_uid, name, scan.files)
+        for scan, name in zip(found, _unique_names(found), strict=True)
+    ]
+
+
+@dataclass(frozen=True)
+class _Found:
+    """A scan before it has its name; `label` tells it from others of its folder."""
+
+    root: Path
+    path: Path
+    label: str
+    series_uid: str | None = None
+    files: tuple[Path, ...] = ()
+
+
+def _scans_of(root: Path, files: Sequence[Path]) -> list[_Found]:
+    scans = [_Found(root, file, _stem(file.name)) for file in files if _has_suffix(file)]
+    others = [file for file in files if not _has_suffix(file)]
+    series = [file for file in others if dicom.is_dicom(file)]
+    for one in dicom.find_series(series):
+        label = _stem(root.name) if root.is_file() else one.label
+        scans.append(_Found(root, one.path, label, one.uid, one.files))
+    rest = sorted(set(others) - set(series))
+    if root.is_file():
+        return scans or [_Found(root, root, _stem(root.name))]  # refused, with the reason, when it is read
+    if rest:
+        kinds = Counter(file.suffix.lower() or "no suffix" for file in rest)
+        listing = ", ".join(f"{count} {kind}" for kind, count in sorted(kinds.items()))
+        logger.warning("%s: %d files are no scans and are left out: %s", root, len(rest), listing)
+    return scans
+
+
+def _files(root: Path) -> list[Path]:
+    if root.is_file():
+        return [root]
+    if not root.is_dir():
+        raise GalipError(f"{root}: no such file or folder; check the path")
+    files = []
+    for folder, folders, names in os.walk(root):
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        files += [Path(folder, name) for name in sorted(names) if not name.startswith(".")]
+    return [file for file in files if file.stem.upper() != "DICOMDIR"]
+
+
+def _has_suffix(file: Path) -> bool:
+    return file.name.lower().endswith(SUFFIXES)
+
+
+def _stem(name: str) -> str:
+    suffixes = (*SUFFIXES, *dicom.SUFFIXES)
+    suffix = next((suffix for suffix in suffixes if name.lower().endswith(suffix)), "")
+    return name[: len(name) - len(suffix)]
+
+
+def _unique_names(found: Sequence[_Found]) -> list[str]:
+    """The place under the folder given, as one word; with the name of that folder, then with a number, where
+    it is not enough. Told apart without regard to case, as many file systems do."""
+    short, long = [], []
+    for scan in found:
+        folder = scan.path if scan.path.is_dir() else scan.path.parent
+        inside = () if scan.root.is_file() else folder.relative_to(scan.root).parts
+        root = scan.root.resolve().parent if scan.root.is_file() else scan.root.resolve()
+        parts = [part for part in (*inside, scan.label) if part]
+        short.append(_word("_".join(parts) or root.name))
+        long.append(_word("_".join([root.name, *parts])))
+    counts = Counter(name.lower() for name in short)
+    taken: set[str] = set()
+    names = []
+    for brief, full in zip(short, long, strict=True):
+        base = name = brief if counts[brief.lower()] == 1 else full
+        number = 2
+        while name.lower() in taken:
+            name, number = f"{base}-{number}", number + 1
+        taken.add(name.lower())
+        names.append(name)
+    return names
+
+
+def _word(text: str) -> str:
+    return re.sub(r"[^\w.+=-]+", "-", text).strip("-.") or "scan"
+
+
+def read_scan(source: Any, *, axis: str | None = None, variable: str | None = None) -> list[Volume]:
+    """Read a scan, whatever it is.
+
+    Args:
+        source: a `ScanSource`; the path of a file of `read_volumes`, of a DICOM file or of a folder with one
+            DICOM series; a nibabel image; a numpy array (S, H, W) or (H, W); a single-channel PIL image; or a
+            `Volume`, which is returned as it is.
+        axis: the plane of the slices, `axial`, `coronal` or `sagittal`; None: axial by the affine.
+        variable: the array to take from a `.mat` or `.npz` file.
+
+    Returns:
+        One volume, or one for each volume of a 4-D NIfTI.
+
+    Raises:
+        GalipError: as `read_volumes` and `dicom.read_series`; also a folder with several scans.
+    """
+    if isinstance(source, (str, os.PathLike)):
+        source = _single_source(Path(source))
+    if variable is not None and not (isinstance(source, ScanSource) and not source.files):
+        raise GalipError(f"variable={variable!r} was given, but only .mat and .npz files hold named arrays")
+    if isinstance(source, ScanSource):
+        if source.files:
+            return [dicom.read_series(source.files, axis=axis)]
+        return read_volumes(source.path, axis=axis, variable=variable)
+    if isinstance(source, nib.spatialimages.SpatialImage):
+        return nifti_image_volumes(source, axis)
+    if isinstance(source, Volume):
+        return [source]
+    check_axis_of_array(axis, "array")
+    if isinstance(source, np.ndarray):
+        return [Volume.from_array(source)]
+    if isinstance(source, Image.Image):
+        return [pil_volume(source)]
+    raise GalipError(
+        f"scan: found {type(source).__name__}; expected a path, a DICOM folder, a nibabel image, a numpy "
+        "array or a PIL image"
+    )
+
+
+def _single_source(path: Path) -> ScanSource:
+    if not path.is_dir() and (_has_suffix(path) or not path.is_file() or not dicom.is_dicom(path)):
+        return ScanSource(path, None, _stem(path.name))
+    sources = find_scans([path])
+    if len(sources) > 1:
+        listing = ", ".join(source.series_uid or source.path.name for source in sources[:4])
+        raise GalipError(
+            f"{path}: holds {len(sources)} scans ({listing}{', ...' if len(sources) > 4 else ''}), expected "
+            "one series; give them one by one, or all of them to find_scans or to the command line"
+        )
+    return sources[0]
+
+
+def write_scan(volumes: Sequence[Volume] | Volume, path: str | Path, *, overwrite: bool = False) -> Path:
+    """Write one volume as `write_volume` does, or all volumes of a 4-D NIfTI as one.
+
+    Returns:
+        The path written.
+
+    Raises:
+        GalipError: as `write_volume`; also volumes that are not those of one 4-D NIfTI.
+    """
+    return write_series([volumes] if isinstance(volumes, Volume) else volumes, path, overwrite=overwrite)
+
+
+__all__ = ["ScanSource", "find_scans", "read_scan", "write_dicom_series", "write_scan"]

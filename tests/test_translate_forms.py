@@ -1,0 +1,131 @@
+"""`galip-hf translate` on DICOM series, 4-D NIfTI and other planes, with a tiny model."""
+
+import json
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pydicom
+import pytest
+from conftest import filled_model, tiny_config
+from dicom_files import hounsfield, write_series
+
+from galip_hf import GalipImageProcessor, GalipPipeline
+from galip_hf.cli import main
+from galip_hf.data.scans import read_scan
+
+AFFINE = np.diag([2.0, 2.0, 3.0, 1.0])
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    directory = tmp_path_factory.mktemp("model") / "tiny"
+    config = tiny_config()
+    filled_model(config).save_pretrained(directory)
+    GalipImageProcessor.from_config(config).save_pretrained(directory)
+    return directory
+
+
+def translate(*arguments: object) -> int:
+    return main(["translate", *map(str, arguments)])
+
+
+def test_a_dicom_series_becomes_nifti(model: Path, tmp_path: Path) -> None:
+    write_series(tmp_path / "ct")
+    code = translate(
+        tmp_path / "ct", "--model", model, "--from", "CT", "--to", "T1", "--output", tmp_path / "t1.nii.gz"
+    )
+    assert code == 0
+    image = nib.load(tmp_path / "t1.nii.gz")
+    (volume,) = read_scan(tmp_path / "ct")
+    assert image.shape == volume.to_source_array().shape
+    np.testing.assert_allclose(image.affine, volume.source.affine, atol=1e-5)
+    expected = GalipPipeline.from_pretrained(model)(tmp_path / "ct", "T1", "CT")
+    np.testing.assert_allclose(image.get_fdata(), expected.array, atol=1e-2)
+
+
+@pytest.mark.parametrize("keep", [False, True])
+def test_a_dicom_series_becomes_a_derived_one(model: Path, tmp_path: Path, keep: bool) -> None:
+    write_series(tmp_path / "in" / "ct")
+    flags = ["--keep-patient-tags"] if keep else []
+    arguments = ("--model", model, "--from", "CT", "--to", "T1,CT", "--output", tmp_path / "out", *flags)
+    assert translate(tmp_path / "in", *arguments) == 0
+    folders = sorted(path for path in (tmp_path / "out").iterdir() if path.is_dir())
+    assert [folder.name.rsplit("_", 1)[1] for folder in folders] == ["CT", "T1"]
+    source = pydicom.dcmread(next((tmp_path / "in" / "ct").iterdir()))
+    for folder, modality in zip(folders, ("CT", "MR"), strict=True):
+        files = sorted(folder.iterdir())
+        assert len(files) == len(hounsfield())
+        derived = pydicom.dcmread(files[0])
+        assert list(derived.ImageType[:2]) == ["DERIVED", "SECONDARY"]
+        assert derived.Modality == modality
+        assert "synthetic, not for diagnosis" in derived.SeriesDescription
+        assert derived.SeriesInstanceUID != source.SeriesInstanceUID
+        assert (str(derived.PatientName) == str(source.PatientName)) == keep
+        report = json.loads(folder.with_name(f"{folder.name}.json").read_text())
+        assert report["target"] == folder.name.rsplit("_", 1)[1]
+    (back,) = read_scan(folders[0])
+    expected = GalipPipeline.from_pretrained(model)(tmp_path / "in" / "ct", "CT", "CT")
+    span = expected.array.max() - expected.array.min()
+    np.testing.assert_allclose(back.to_source_array(), expected.array, atol=span / 65535)
+
+
+def test_a_4d_nifti_is_translated_volume_by_volume(model: Path, tmp_path: Path) -> None:
+    array = np.random.default_rng(0).random((14, 12, 3, 2)).astype(np.float32)
+    nib.Nifti1Image(array, AFFINE).to_filename(tmp_path / "series.nii.gz")
+    arguments = (
+        "--model",
+        model,
+        "--from",
+        "T1",
+        "--to",
+        "T2",
+        "--output",
+        tmp_path / "t2.nii.gz",
+        "--cycle-map",
+    )
+    assert translate(tmp_path / "series.nii.gz", *arguments) == 0
+    image = nib.load(tmp_path / "t2.nii.gz")
+    assert image.shape == array.shape
+    assert nib.load(tmp_path / "t2_cycle.nii.gz").shape == array.shape
+    reports = json.loads((tmp_path / "t2.json").read_text())["volumes"]
+    assert [report["slices"] for report in reports] == [3, 3]
+    pipeline = GalipPipeline.from_pretrained(model)
+    for number in (0, 1):
+        single = pipeline(nib.Nifti1Image(array[..., number], AFFINE), "T2", "T1")
+        np.testing.assert_allclose(image.get_fdata()[..., number], single.array, atol=1e-4)
+
+
+def test_the_plane_of_the_slices(model: Path, tmp_path: Path) -> None:
+    array = np.random.default_rng(1).random((14, 12, 10)).astype(np.float32)
+    nib.Nifti1Image(array, AFFINE).to_filename(tmp_path / "scan.nii.gz")
+    found = {}
+    for axis in ("axial", "sagittal"):
+        output = tmp_path / f"{axis}.nii.gz"
+        arguments = ("--model", model, "--from", "T1", "--to", "T2", "--axis", axis, "--output", output)
+        assert translate(tmp_path / "scan.nii.gz", *arguments) == 0
+        found[axis] = nib.load(output)
+        assert (found[axis].affine == AFFINE).all()
+        assert (
+            json.loads(output.with_name(f"{axis}.json").read_text())["slices"]
+            == {"axial": 10, "sagittal": 14}[axis]
+        )
+    assert np.abs(found["axial"].get_fdata() - found["sagittal"].get_fdata()).max() > 1e-2
+
+
+def test_dicom_out_needs_dicom_in(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    np.save(tmp_path / "scan.npy", np.random.default_rng(2).random((2, 12, 12)))
+    arguments = (
+        "--model",
+        model,
+        "--from",
+        "T1",
+        "--to",
+        "T2",
+        "--output",
+        tmp_path / "out",
+        "--format",
+        "dicom",
+    )
+    assert translate(tmp_path / "scan.npy", *arguments) == 2
+    assert "is no DICOM series; its headers would be needed" in capsys.readouterr().err
