@@ -28,7 +28,7 @@ def test_a_file_appears_when_the_block_ends(tmp_path: Path, existing: bool) -> N
         temporary.write_text("new")
         assert temporary.suffix == ".txt"
         assert path.exists() == existing
-    assert path.read_text() == "new"
+    assert path.read_text(encoding="utf-8") == "new"
     assert [file.name for file in tmp_path.iterdir()] == ["a.txt"]
 
 
@@ -53,7 +53,7 @@ def test_an_error_leaves_all_as_it_was(tmp_path: Path) -> None:
     with pytest.raises(RuntimeError), atomic_write(path) as temporary:
         temporary.write_text("half")
         raise RuntimeError
-    assert path.read_text() == "old"
+    assert path.read_text(encoding="utf-8") == "old"
     assert [file.name for file in tmp_path.iterdir()] == ["a.txt"]
 
 
@@ -111,7 +111,7 @@ def test_what_a_killed_run_leaves_goes_with_the_next_and_live_runs_are_spared(tm
         assert len(names(tmp_path)) == 3 and not path.exists()
         with atomic_write(path) as temporary:
             temporary.write_text("whole")
-        assert path.read_text() == "whole"
+        assert path.read_text(encoding="utf-8") == "whole"
         left = names(tmp_path)
         assert len(left) == 3 and left[0].startswith(".other.nii.") and left[1].startswith(".scan.nii.")
         kill(alive)
