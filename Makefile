@@ -16,7 +16,8 @@ demo: $(INSTALLED)
 	$(BIN)/python examples/demo.py $(DEMO_ARGUMENTS)
 
 test: $(INSTALLED)
-	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile $(PYTEST_ARGUMENTS)
+	# Some library sets the C locale when it is loaded, and with it Python's encoding of text files.
+	PYTHONUTF8=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile $(PYTEST_ARGUMENTS)
 
 quality: $(INSTALLED)
 	$(BIN)/ruff check $(SOURCES)

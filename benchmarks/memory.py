@@ -35,7 +35,7 @@ def volumes() -> Iterator[SubjectVolume]:
 
 def resident() -> dict[str, int]:
     """Megabytes, anonymous and of mapped files."""
-    lines = Path("/proc/self/status").read_text().splitlines()
+    lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
     return {line.split(":")[0]: int(line.split()[1]) // 1024 for line in lines if line.startswith("Rss")}
 
 

@@ -178,7 +178,10 @@ def run(output: Path, subjects_count: int, steps: int, clip_steps: int) -> None:
         short_recipe(output / "training", steps, clip_steps), output / "training"
     )
     training_seconds = time.perf_counter() - training_started
-    log = [json.loads(line) for line in (output / "training" / "log.jsonl").read_text().splitlines()]
+    log = [
+        json.loads(line)
+        for line in (output / "training" / "log.jsonl").read_text(encoding="utf-8").splitlines()
+    ]
     save_loss_curves([{"step": entry["step"], **entry["losses"]} for entry in log], output / "losses.png")
     few = subjects[:2]
     gained = {

@@ -90,7 +90,7 @@ def main() -> int:
         slices = training_slices(processor, data, recipe.training.seed)
         report = evaluate(subjects, translator(model), slices, domains=phantom.CONTRASTS)
         write_report(report, output / "report.json")
-        log = [json.loads(line) for line in (output / "log.jsonl").read_text().splitlines()]
+        log = [json.loads(line) for line in (output / "log.jsonl").read_text(encoding="utf-8").splitlines()]
         save_figure(model, subjects, output / "model" / "figure.png")
         (output / "model" / "README.md").write_text(card(recipe, model, report, log), encoding="utf-8")
     except GalipError as error:

@@ -17,6 +17,7 @@ try:
 except ImportError:  # Windows: what a killed run leaves stays there
     fcntl = None  # type: ignore[assignment]
 
+_MARK = ".writing-"  # in the names of the temporary folders: nobody else's
 _LOCK, _REPLACED = ".galip-lock", ".galip-replaced"
 
 
@@ -42,7 +43,7 @@ def atomic_write(path: str | os.PathLike[str]) -> Iterator[Path]:
 @contextmanager
 def _locked_folder(path: Path) -> Iterator[Path]:
     while True:
-        temporary = tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent)
+        temporary = tempfile.TemporaryDirectory(prefix=f".{path.name}{_MARK}", dir=path.parent)
         with temporary as name:
             folder = Path(name)
             try:
@@ -61,7 +62,7 @@ def _remove_stale(path: Path) -> None:
     """Remove the folders that killed processes left when they wrote `path`."""
     if fcntl is None:
         return
-    pattern = re.compile(re.escape(f".{path.name}.") + "[a-z0-9_]{8}")  # as tempfile names them
+    pattern = re.compile(re.escape(f".{path.name}{_MARK}") + "[a-z0-9_]{8}")  # as tempfile names them
     with suppress(OSError):
         for entry in list(os.scandir(path.parent)):
             if pattern.fullmatch(entry.name) and entry.is_dir(follow_symlinks=False):

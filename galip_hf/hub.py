@@ -288,6 +288,8 @@ def _files_to_push(directory: Path) -> dict[str, bytes | str]:
     from .image_processing_galip import GalipImageProcessor
     from .modeling_galip import GalipForImageTranslation
 
+    if not directory.is_dir():
+        raise GalipError(f"{directory}: no such model directory; expected one written by save_pretrained")
     GalipForImageTranslation.from_pretrained(directory)
     if not (directory / PROCESSOR).is_file():
         raise GalipError(f"{directory}: {PROCESSOR} is missing; save the processor there first")

@@ -85,19 +85,21 @@ class GalipPipeline:
         *,
         revision: str | None = None,
         token: str | bool | None = None,
+        verify: bool | None = None,
         device: str | torch.device = "cpu",
         precision: str = "fp32",
     ) -> "GalipPipeline":
         """From a model directory or a repository of the Hub (`user/name`, at `revision`).
 
         Args:
+            verify: as in `hub.resolve_model`.
             precision: `fp32` (the reference), or `bf16` or `fp16` under autocast.
 
         Raises:
             GalipError: no such model, weights or configuration that do not fit, an unusable device, an
                 unknown precision.
         """
-        loaded, processor = load_model(os.fspath(model), revision=revision, token=token)
+        loaded, processor = load_model(os.fspath(model), revision=revision, token=token, verify=verify)
         return cls(loaded, processor, device=device, precision=precision, name=os.fspath(model))
 
     @property

@@ -162,7 +162,7 @@ def test_weights_that_do_not_fit_the_configuration(capsys, scan, model_directory
 
     copy = tmp_path / "copy"
     shutil.copytree(model_directory, copy)
-    config = (copy / "config.json").read_text()
+    config = (copy / "config.json").read_text(encoding="utf-8")
     (copy / "config.json").write_text(config.replace('"label_width": 16', '"label_width": 24'))
     assert "do not fit" in refused(capsys, *translate(scan, copy, tmp_path / "o.nii"))
     (copy / "config.json").write_text(config.replace('"label_width"', '"label_widht"'))

@@ -221,7 +221,7 @@ def test_plain_clip_with_its_own_text_tower(tmp_path: Path, pixel_values: torch.
 
 def test_image_tower_that_is_no_vision_transformer(model_directory: Path, tmp_path: Path) -> None:
     copy = copy_without(model_directory, tmp_path / "copy", "open_clip_model.safetensors")
-    config = json.loads((copy / "open_clip_config.json").read_text())
+    config = json.loads((copy / "open_clip_config.json").read_text(encoding="utf-8"))
     config["model_cfg"]["vision_cfg"] = {
         "image_size": 32,
         "layers": [1, 1, 1, 1],

@@ -22,7 +22,7 @@ def edited(directory: Path, **fields: Any) -> Path:
     """Save a tiny configuration, with `fields` written into its config.json."""
     tiny_config().save_pretrained(directory)
     path = directory / "config.json"
-    path.write_text(json.dumps({**json.loads(path.read_text()), **fields}))
+    path.write_text(json.dumps({**json.loads(path.read_text(encoding="utf-8")), **fields}))
     return directory
 
 
@@ -118,7 +118,7 @@ def test_round_trip(tmp_path: Path) -> None:
         assert isinstance(loaded, GalipConfig)
         ours = {**loaded.to_dict(), "_name_or_path": ""}  # where it was loaded from
         assert ours == config.to_dict()
-    assert json.loads((tmp_path / "config.json").read_text())["domains"] == DOMAINS
+    assert json.loads((tmp_path / "config.json").read_text(encoding="utf-8"))["domains"] == DOMAINS
 
 
 def test_overrides_are_validated(tmp_path: Path) -> None:

@@ -80,7 +80,10 @@ def test_a_run_killed_a_dozen_times_ends_as_an_unbroken_one(
     expected, found = state_of(whole), state_of(resumed)
     assert [name for name in expected if not torch.equal(expected[name], found[name])] == []
     logs = [
-        [json.loads(line) for line in (tmp_path / name / "log.jsonl").read_text().splitlines()]
+        [
+            json.loads(line)
+            for line in (tmp_path / name / "log.jsonl").read_text(encoding="utf-8").splitlines()
+        ]
         for name in ("whole", "killed")
     ]
     assert [(e["step"], e["losses"]) for e in logs[0]] == [(e["step"], e["losses"]) for e in logs[1]]
@@ -236,7 +239,9 @@ def poison(trainer: GalipTrainer, items: set[int], monkeypatch: pytest.MonkeyPat
 
 
 def entries(path: Path) -> list[dict[str, Any]]:
-    return [json.loads(line, parse_constant=pytest.fail) for line in path.read_text().splitlines()]
+    return [
+        json.loads(line, parse_constant=pytest.fail) for line in path.read_text(encoding="utf-8").splitlines()
+    ]
 
 
 def test_a_step_that_is_not_finite_is_skipped_and_named(

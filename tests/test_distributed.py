@@ -44,7 +44,9 @@ def two_processes(
         timeout=300,
     )
     assert done.returncode == 0, done.stderr[-3000:]
-    return output, [json.loads((output / f"result-{rank}.json").read_text()) for rank in (0, 1)]
+    return output, [
+        json.loads((output / f"result-{rank}.json").read_text(encoding="utf-8")) for rank in (0, 1)
+    ]
 
 
 def test_gradients_are_those_of_one_process_with_the_whole_batch(
@@ -74,7 +76,7 @@ def test_a_resumed_run_equals_an_unbroken_one(two_processes: tuple[Path, list[di
     output, results = two_processes
     assert results[0]["whole"] == results[0]["resumed"]
     whole, cut = (
-        [json.loads(line) for line in (output / name / "log.jsonl").read_text().splitlines()]
+        [json.loads(line) for line in (output / name / "log.jsonl").read_text(encoding="utf-8").splitlines()]
         for name in ("whole", "cut")
     )
     kept = ("step", "losses", "discriminator_outputs", "gradient_norms", "learning_rates")

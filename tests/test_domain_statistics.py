@@ -141,7 +141,7 @@ def test_faulty_statistics(
     processor.set_statistics(statistics)
     processor.save_pretrained(tmp_path)
     path = tmp_path / "preprocessor_config.json"
-    values = json.loads(path.read_text())
+    values = json.loads(path.read_text(encoding="utf-8"))
     values["domain_statistics"]["T2"].update(change)
     path.write_text(json.dumps(values))
     with pytest.raises(GalipError, match=f"domain_statistics of 'T2': .*{message}") as caught:

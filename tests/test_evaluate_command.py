@@ -45,13 +45,13 @@ def test_a_model_on_a_table(model: Path, table: Path, tmp_path: Path) -> None:
     assert main([*command, "--compare", str(model)]) == 2  # the same one twice
     second = shutil.copytree(model, tmp_path / "second")
     assert main([*command, "--compare", str(second)]) == 0
-    report = json.loads((output / "report.json").read_text())
+    report = json.loads((output / "report.json").read_text(encoding="utf-8"))
     assert report["provenance"]["model_weights_sha256"] == file_hash(model / "model.safetensors")
     assert report["provenance"]["command"].startswith("galip-hf evaluate --model")
     assert report["units"]["mae"]["fixed"]["T1->CT"] == "HU"
     assert {e["reason"] for e in report["exclusions"]} == {"CT missing"}
     assert "the same in every subject" in report["comparison"]["psnr"]["directions"]["T1->T2"]["words"]
-    with open(output / "subjects.csv", newline="") as file:
+    with open(output / "subjects.csv", newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
     (row,) = [
         r for r in rows
@@ -60,10 +60,10 @@ def test_a_model_on_a_table(model: Path, table: Path, tmp_path: Path) -> None:
     ]  # fmt: skip
     scores = report["per_subject"][0]["directions"]["T1->T2"]["copy"]["fixed"]["masked"]
     assert float(row["psnr"]) == scores["psnr"]
-    index = json.loads((output / "model_index.json").read_text())["model-index"][0]
+    index = json.loads((output / "model_index.json").read_text(encoding="utf-8"))["model-index"][0]
     assert index["results"][0]["task"]["type"] == "image-to-image"
     assert any("protocol paper v1" in m["name"] for r in index["results"] for m in r["metrics"])
-    page = (output / "report.html").read_text()
+    page = (output / "report.html").read_text(encoding="utf-8")
     assert page.count("data:image/png;base64,") == 6 and "cannot see a gain error" in page
     assert "<script" not in page and 'src="http' not in page and "<link" not in page
     assert len(list((output / "panels").glob("*.png"))) == 6
@@ -81,7 +81,7 @@ def test_folders_of_volumes(tmp_path: Path) -> None:
     np.save(tmp_path / "prediction" / "more.npy", target)
     folders = [f"--{name}={tmp_path / name}" for name in ("prediction", "target", "source")]
     assert main(["evaluate", *folders, "--direction=T1->T2", f"--output={tmp_path / 'out'}"]) == 0
-    report = json.loads((tmp_path / "out" / "report.json").read_text())
+    report = json.loads((tmp_path / "out" / "report.json").read_text(encoding="utf-8"))
     paper = report["protocols"]["paper"]["full"]["directions"]["T1->T2"]
     fixed = report["protocols"]["fixed"]["full"]["directions"]["T1->T2"]
     assert paper["psnr"] == 100.0 and fixed["psnr"] < 35 and fixed["n"] == 3  # a gain error of 0.9

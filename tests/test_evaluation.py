@@ -126,7 +126,7 @@ def test_one_subject_has_no_spread_and_blank_output_is_counted(tmp_path: Path) -
     assert report["skipped_slices"]["T1->T2"] == 2
     fixed = report["protocols"]["fixed"]["masked"]["directions"]["T1->T2"]
     assert fixed["psnr"] < 10 and fixed["psnr_sd"] is None and fixed["psnr_ci95"] is None
-    assert json.loads(write_report(report, tmp_path / "report.json").read_text()) == report
+    assert json.loads(write_report(report, tmp_path / "report.json").read_text(encoding="utf-8")) == report
 
 
 def test_ct_direction_is_scored_in_hounsfield_units() -> None:
@@ -178,11 +178,11 @@ def test_failures_name_the_subject_and_direction() -> None:
 
 def test_write_report_refuses_non_finite_values_and_leaves_the_old_file(tmp_path: Path) -> None:
     path = write_report({"psnr": 1.5}, tmp_path / "reports" / "report.json")
-    assert path.read_text() == '{\n  "psnr": 1.5\n}\n'
+    assert path.read_text(encoding="utf-8") == '{\n  "psnr": 1.5\n}\n'
     for bad in (math.nan, math.inf, np.float32(1.0)):
         with pytest.raises(GalipError, match="report: "):
             write_report({"psnr": bad}, path)
-    assert json.loads(path.read_text()) == {"psnr": 1.5}
+    assert json.loads(path.read_text(encoding="utf-8")) == {"psnr": 1.5}
     assert [p.name for p in path.parent.iterdir()] == ["report.json"]
 
 

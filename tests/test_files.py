@@ -28,7 +28,7 @@ def test_a_file_appears_when_the_block_ends(tmp_path: Path, existing: bool) -> N
         temporary.write_text("new")
         assert temporary.suffix == ".txt"
         assert path.exists() == existing
-    assert path.read_text() == "new"
+    assert path.read_text(encoding="utf-8") == "new"
     assert [file.name for file in tmp_path.iterdir()] == ["a.txt"]
 
 
@@ -53,7 +53,7 @@ def test_an_error_leaves_all_as_it_was(tmp_path: Path) -> None:
     with pytest.raises(RuntimeError), atomic_write(path) as temporary:
         temporary.write_text("half")
         raise RuntimeError
-    assert path.read_text() == "old"
+    assert path.read_text(encoding="utf-8") == "old"
     assert [file.name for file in tmp_path.iterdir()] == ["a.txt"]
 
 
@@ -111,7 +111,7 @@ def test_what_a_killed_run_leaves_goes_with_the_next_and_live_runs_are_spared(tm
         assert len(names(tmp_path)) == 3 and not path.exists()
         with atomic_write(path) as temporary:
             temporary.write_text("whole")
-        assert path.read_text() == "whole"
+        assert path.read_text(encoding="utf-8") == "whole"
         left = names(tmp_path)
         assert len(left) == 3 and left[0].startswith(".other.nii.") and left[1].startswith(".scan.nii.")
         kill(alive)
@@ -138,17 +138,19 @@ def test_a_scan_killed_in_the_middle_is_absent_and_the_next_run_whole(seconds: f
 
 
 def test_folders_that_only_look_alike_are_left_alone(tmp_path: Path) -> None:
-    full, file = tmp_path / ".a.txt.abcdefgh", tmp_path / ".a.txt.12345678"
+    full, file = tmp_path / ".a.txt.writing-abcdefgh", tmp_path / ".a.txt.writing-12345678"
+    empty = tmp_path / ".a.txt.abcdefgh"  # of tempfile, used by somebody else
     full.mkdir()
+    empty.mkdir()
     (full / "precious").touch()
     file.touch()
     with atomic_write(tmp_path / "a.txt") as temporary:
         temporary.write_text("new")
-    assert (full / "precious").exists() and file.exists()
+    assert (full / "precious").exists() and file.exists() and empty.exists()
 
 
 def test_a_run_killed_between_the_two_renames_of_a_folder_loses_nothing(tmp_path: Path) -> None:
-    stale = tmp_path / ".a.abcdefgh"
+    stale = tmp_path / ".a.writing-abcdefgh"
     for name in ("a", ".galip-replaced"):
         (stale / name).mkdir(parents=True)
         (stale / name / name).touch()

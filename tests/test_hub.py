@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import huggingface_hub
+import numpy as np
 import pytest
 import torch
 from conftest import filled_model, tiny_config
@@ -13,6 +14,7 @@ from huggingface_hub import constants
 from huggingface_hub.utils import close_session
 
 from galip_hf import GalipForImageTranslation, GalipImageProcessor
+from galip_hf.cli import main
 from galip_hf.errors import GalipError
 from galip_hf.hub import HubError, push_model_directory, resolve_model
 from galip_hf.pipeline import load_model
@@ -187,3 +189,23 @@ def test_text_written_by_hand_stays_in_the_card(hub: HubServer, directory: Path)
     push_model_directory(directory, REPO)
     pushed = hub.repository(REPO).files()["README.md"].decode()
     assert "By hand." in pushed and f"{parameters:,} parameters" in pushed
+
+
+def test_push_at_the_command_line(
+    hub: HubServer, directory: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["push", str(directory), REPO, "--private", "--tag", "v1"]) == 0
+    repository = hub.repository(REPO)
+    assert repository.private and set(FILES) <= set(repository.files("v1"))
+    assert repository.history()[0].oid in capsys.readouterr().out
+    assert main(["push", str(directory), REPO, "--create-pr"]) == 0
+    assert main(["push", str(tmp_path / "none"), REPO]) == 2
+    assert "no such model directory" in capsys.readouterr().err
+    scan = tmp_path / "scan.npy"
+    np.save(scan, np.random.default_rng(0).random((2, 32, 32), dtype=np.float32))
+    arguments = ["--model", REPO, "--from", "T1", "--to", "T2", "--verify"]
+    hub.forget_requests()
+    code = main(["translate", str(scan), "--output", str(tmp_path / "out.npy"), *arguments])
+    assert code == 0, capsys.readouterr().err
+    assert (tmp_path / "out.npy").is_file()
+    assert any("/tree/" in request for request in hub.requests)

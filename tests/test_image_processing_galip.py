@@ -186,7 +186,7 @@ def test_other_refusals(processor: GalipImageProcessor) -> None:
 
 def test_save_and_load(processor: GalipImageProcessor, tmp_path: Path) -> None:
     processor.save_pretrained(tmp_path)
-    saved = json.loads((tmp_path / "preprocessor_config.json").read_text())
+    saved = json.loads((tmp_path / "preprocessor_config.json").read_text(encoding="utf-8"))
     assert saved == {
         "domain_statistics": {},
         "image_processor_type": "GalipImageProcessor",

@@ -335,7 +335,7 @@ def truncate(directory: Path) -> None:
 
 def change_type(directory: Path) -> None:
     path = directory / "config.json"
-    path.write_text(json.dumps({**json.loads(path.read_text()), "base_channels": "8"}))
+    path.write_text(json.dumps({**json.loads(path.read_text(encoding="utf-8")), "base_channels": "8"}))
 
 
 @pytest.mark.parametrize(

@@ -35,7 +35,7 @@ def weights_hash(path: Path) -> str:
 
 
 def entries(path: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (path / "log.jsonl").read_text().splitlines()]
+    return [json.loads(line) for line in (path / "log.jsonl").read_text(encoding="utf-8").splitlines()]
 
 
 @pytest.fixture(scope="module")
@@ -91,7 +91,7 @@ def test_the_best_model_is_kept_and_loads(first: Path) -> None:
     assert best(torch.rand(1, 1, 32, 32), "T2").translation.shape == (1, 1, 32, 32)
     assert GalipImageProcessor.from_pretrained(first / "best").intensity_rules
     (checkpoint,) = (first / "checkpoints").iterdir()
-    state = json.loads((checkpoint / "state.json").read_text())["best"]
+    state = json.loads((checkpoint / "state.json").read_text(encoding="utf-8"))["best"]
     assert (state["metric"], state["step"]) == ("psnr", 3)
     assert state["value"] == entries(first)[-1]["validation"]["psnr"]
 

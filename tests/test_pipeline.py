@@ -199,7 +199,7 @@ def test_save_writes_scan_report_map_and_figure(brain: GalipPipeline, scan: Path
     assert after.header["sform_code"] == before.header["sform_code"]
     np.testing.assert_array_equal(after.affine, before.affine)
     np.testing.assert_array_equal(after.get_fdata(dtype=np.float32), translation.array)
-    report = json.loads((tmp_path / "out.json").read_text())
+    report = json.loads((tmp_path / "out.json").read_text(encoding="utf-8"))
     assert report == json.loads(json.dumps(translation.report))
     assert report["note"] == "synthetic, not for diagnosis" and report["model"] == str(PHANTOM_MODEL)
     cycle = nib.load(tmp_path / "out_cycle.nii.gz").get_fdata()
@@ -359,7 +359,7 @@ def test_a_killed_run_leaves_whole_files_and_is_finished_by_another(tmp_path: Pa
     before = {}
     for path in scans:
         assert np.load(path).shape == (24, 64, 64)
-        json.loads(path.with_suffix(".json").read_text())
+        json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
         before[path] = path.stat().st_mtime_ns
     done = subprocess.run(command, env=environment, capture_output=True, encoding="utf-8")
     assert done.returncode == 0, done.stderr

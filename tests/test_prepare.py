@@ -151,8 +151,8 @@ def test_ixi(ixi_table: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert {split: len(set(table["subject"])) for split, table in tables.items()} == {
         "train": 1, "validation": 1, "test": 1,
     }  # fmt: skip
-    summary = json.loads((ixi_table / "summary.json").read_text())
-    splits = json.loads((ixi_table / "splits.json").read_text())
+    summary = json.loads((ixi_table / "summary.json").read_text(encoding="utf-8"))
+    splits = json.loads((ixi_table / "splits.json").read_text(encoding="utf-8"))
     assert summary["split_hash"] == splits["hash"] and (ixi_table / "registration.png").is_file()
     assert summary["warnings"] == []
     for pairs in summary["pairs"].values():  # T1 was 7 mm away; pixels are 2.5 mm, slices 4 mm apart
@@ -311,7 +311,7 @@ def test_syndiff_brats_and_folders(tmp_path: Path) -> None:
     cut = sources.syndiff(mat, 10)
     assert len(cut.scans) == 12 and cut.scans[1].slices == (10, 20)
     run("prepare", "brats", brats, "--output", tmp_path / "t2", *options, "--split", "2,0,1")
-    splits = json.loads((tmp_path / "t2" / "splits.json").read_text())
+    splits = json.loads((tmp_path / "t2" / "splits.json").read_text(encoding="utf-8"))
     assert splits["subjects"]["train"] == ["BraTS-GLI-00000-000", "BraTS-GLI-00000-001"]
     assert splits["groups"]["BraTS-GLI-00000-000"] == "BraTS-GLI-00000"
     run("prepare", "folders", folders, "--output", tmp_path / "t3", *options, "--split", "6,0,0")
@@ -359,13 +359,17 @@ def test_corrupt_scans_and_empty_slices_are_listed(
         "prepare", "manifest", manifest(tmp_path, rows), "--output", tmp_path / "table", "--image-size", 64,
         "--workers", 1,
     )  # fmt: skip
-    summary = json.loads((tmp_path / "table" / "summary.json").read_text())
+    summary = json.loads((tmp_path / "table" / "summary.json").read_text(encoding="utf-8"))
     reasons = {entry["subject"]: entry for entry in summary["excluded"]}
     assert reasons["good"]["slices"] == [0, 1, 2] and "near-empty" in reasons["good"]["reason"]
     assert "cannot be read" in reasons["bad"]["reason"] and "NaN" in reasons["nan"]["reason"]
     assert "no such file" in reasons["absent"]["reason"]
     assert "left out: bad T1" in capsys.readouterr().out
-    assert json.loads((tmp_path / "table" / "splits.json").read_text())["unused"] == ["absent", "bad", "nan"]
+    assert json.loads((tmp_path / "table" / "splits.json").read_text(encoding="utf-8"))["unused"] == [
+        "absent",
+        "bad",
+        "nan",
+    ]
 
 
 def test_a_bad_pair_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -451,7 +455,7 @@ def test_push_and_inspect_over_the_hub(ixi_table: Path, tmp_path: Path) -> None:
             [sys.executable, "-c", code], env=environment, cwd=tmp_path, capture_output=True, encoding="utf-8"
         )
     assert done.returncode == 0, done.stderr
-    digest = json.loads((ixi_table / "splits.json").read_text())["hash"]
+    digest = json.loads((ixi_table / "splits.json").read_text(encoding="utf-8"))["hash"]
     assert done.stdout.count(digest) == 3  # printed, on the card, in splits.json
     assert "dataset_info" in done.stdout and "Not for diagnosis" in done.stdout
 

@@ -254,7 +254,9 @@ def test_end_to_end(tmp_path: Path) -> None:
     validation = table["validation"]
     assert len(set(validation["subject"])) == 2
     assert len(validation) == 2 * 3 * 3  # subjects, contrasts, slices: paired
-    entries = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
+    entries = [
+        json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text(encoding="utf-8").splitlines()
+    ]
     assert [entry["step"] for entry in entries] == [1, 2, 3, 3]
     scores = entries[-1]["validation"]
     assert np.isfinite(scores["psnr"])

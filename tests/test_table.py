@@ -71,7 +71,7 @@ def test_plain_datasets_reads_it_memory_mapped(volumes: list[SubjectVolume], tmp
 
 def test_summary_counts_what_was_left_out(volumes: list[SubjectVolume], tmp_path: Path) -> None:
     directory = write_table(volumes, tmp_path / "table", domains=DOMAINS, image_size=16)
-    summary = json.loads((directory / "summary.json").read_text())
+    summary = json.loads((directory / "summary.json").read_text(encoding="utf-8"))
     assert summary["slice_shape"] == [16, 16] and summary["domains"] == DOMAINS
     assert summary["splits"]["train"] == {
         "subjects": ["s1", "s2"],
@@ -213,7 +213,7 @@ def test_an_identical_slice_in_two_splits_is_refused(volumes: list[SubjectVolume
     assert not list(tmp_path.iterdir())
     same_split = SubjectVolume(array, "T1", "s7", "train", first_slice=40)
     written = write_table([*volumes, same_split], tmp_path / "table", domains=DOMAINS, image_size=None)
-    assert json.loads((written / "summary.json").read_text())["identical_slice_count"] == 1
+    assert json.loads((written / "summary.json").read_text(encoding="utf-8"))["identical_slice_count"] == 1
     assert load_table(written)["train"]["slice"][-3:] == [40, 41, 42]
 
 

@@ -59,7 +59,7 @@ def test_building_twice_writes_the_same_bytes(built: Path, tmp_path: Path) -> No
 
 
 def test_says_that_it_is_a_stand_in(built: Path) -> None:
-    assert "**not BiomedCLIP**" in (built / "README.md").read_text()
+    assert "**not BiomedCLIP**" in (built / "README.md").read_text(encoding="utf-8")
 
 
 def test_words_of_the_captions_are_tokens_and_others_are_spelled(built: Path) -> None:

@@ -28,7 +28,7 @@ def state() -> None:
 
 
 def entries_of(directory: Path) -> list[dict]:
-    return [json.loads(line) for line in (directory / "log.jsonl").read_text().splitlines()]
+    return [json.loads(line) for line in (directory / "log.jsonl").read_text(encoding="utf-8").splitlines()]
 
 
 def fill(log: RunLog, directory: Path) -> None:
@@ -85,7 +85,7 @@ def test_wandb_offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     fill(RunLog(tmp_path, ["wandb"]), tmp_path)
     (written,) = tmp_path.glob("wandb/offline-run-*/*.wandb")
     # A resumed run has the same identifier.
-    assert written.stem == f"run-{(tmp_path / 'wandb_run_id').read_text()}"
+    assert written.stem == f"run-{(tmp_path / 'wandb_run_id').read_text(encoding='utf-8')}"
     deadline = time.monotonic() + 30  # its service may still be writing when the run has ended
     while b"psnr/T1_to_T2" not in written.read_bytes() and time.monotonic() < deadline:
         time.sleep(0.2)

@@ -399,13 +399,13 @@ def test_a_longer_run_goes_on(make_trainer: MakeTrainer) -> None:
 
 def test_an_earlier_run_is_not_written_over(make_trainer: MakeTrainer, tmp_path: Path) -> None:
     make_trainer(max_steps=1, checkpoint_steps=0, logging_steps=1).train()
-    log = (tmp_path / "run" / "log.jsonl").read_text()
+    log = (tmp_path / "run" / "log.jsonl").read_text(encoding="utf-8")
     with pytest.raises(GalipError, match="an earlier run is there; choose another output_dir"):
         make_trainer(max_steps=1).train()
-    assert (tmp_path / "run" / "log.jsonl").read_text() == log
+    assert (tmp_path / "run" / "log.jsonl").read_text(encoding="utf-8") == log
     # Killed before its first checkpoint: it starts anew, and so does its log.
     make_trainer(max_steps=1, logging_steps=1, resume=True).train()
-    assert len((tmp_path / "run" / "log.jsonl").read_text().splitlines()) == 1
+    assert len((tmp_path / "run" / "log.jsonl").read_text(encoding="utf-8").splitlines()) == 1
 
 
 def test_log(make_trainer: MakeTrainer, tmp_path: Path) -> None:
@@ -417,7 +417,9 @@ def test_log(make_trainer: MakeTrainer, tmp_path: Path) -> None:
         learning_rate=1e-3,
     )
     trainer.train()
-    entries = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
+    entries = [
+        json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text(encoding="utf-8").splitlines()
+    ]
     assert [entry["step"] for entry in entries] == [3, 4, 4]
     names = {"adversarial", "clip", "class_token", "cycle", "identity", "discriminator"}
     for entry in entries[:2]:
@@ -459,6 +461,8 @@ def test_pixel_losses_alone_overfit(make_trainer: MakeTrainer, tmp_path: Path) -
         max_steps=30, learning_rate=5e-3, logging_steps=10, loss_weights=weights(cycle=1.0, identity=1.0)
     )
     trainer.train()
-    entries = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
+    entries = [
+        json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text(encoding="utf-8").splitlines()
+    ]
     for name in ("cycle", "identity"):
         assert entries[-1]["losses"][name] < 0.5 * entries[0]["losses"][name]

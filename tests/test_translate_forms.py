@@ -62,7 +62,7 @@ def test_a_dicom_series_becomes_a_derived_one(model: Path, tmp_path: Path, keep:
         assert "synthetic, not for diagnosis" in derived.SeriesDescription
         assert derived.SeriesInstanceUID != source.SeriesInstanceUID
         assert (str(derived.PatientName) == str(source.PatientName)) == keep
-        report = json.loads(folder.with_name(f"{folder.name}.json").read_text())
+        report = json.loads(folder.with_name(f"{folder.name}.json").read_text(encoding="utf-8"))
         assert report["target"] == folder.name.rsplit("_", 1)[1]
     (back,) = read_scan(folders[0])
     expected = GalipPipeline.from_pretrained(model)(tmp_path / "in" / "ct", "CT", "CT")
@@ -88,7 +88,7 @@ def test_a_4d_nifti_is_translated_volume_by_volume(model: Path, tmp_path: Path) 
     image = nib.load(tmp_path / "t2.nii.gz")
     assert image.shape == array.shape
     assert nib.load(tmp_path / "t2_cycle.nii.gz").shape == array.shape
-    reports = json.loads((tmp_path / "t2.json").read_text())["volumes"]
+    reports = json.loads((tmp_path / "t2.json").read_text(encoding="utf-8"))["volumes"]
     assert [report["slices"] for report in reports] == [3, 3]
     pipeline = GalipPipeline.from_pretrained(model)
     for number in (0, 1):
@@ -107,7 +107,7 @@ def test_the_plane_of_the_slices(model: Path, tmp_path: Path) -> None:
         found[axis] = nib.load(output)
         assert (found[axis].affine == AFFINE).all()
         assert (
-            json.loads(output.with_name(f"{axis}.json").read_text())["slices"]
+            json.loads(output.with_name(f"{axis}.json").read_text(encoding="utf-8"))["slices"]
             == {"axial": 10, "sagittal": 14}[axis]
         )
     assert np.abs(found["axial"].get_fdata() - found["sagittal"].get_fdata()).max() > 1e-2

@@ -38,6 +38,12 @@ def add_parser(commands: Any) -> None:
     )
     translate.add_argument("--revision", help="branch, tag or commit of a Hub repository")
     translate.add_argument(
+        "--verify",
+        action="store_true",
+        default=None,
+        help="ask the Hub for the checksums anew (default: compare with those it sent with the download)",
+    )
+    translate.add_argument(
         "--to", required=True, metavar="DOMAIN[,DOMAIN]", help="target domains, names that the model knows"
     )
     translate.add_argument(
@@ -112,6 +118,7 @@ def _translate(arguments: argparse.Namespace) -> int:
     pipeline = GalipPipeline.from_pretrained(
         arguments.model,
         revision=arguments.revision,
+        verify=arguments.verify,
         device=arguments.device,
         precision=arguments.precision,
     )

@@ -15,10 +15,9 @@ counts the slices kept and lists those left out. The same volumes in the same or
 import hashlib
 import json
 import sys
-import tempfile
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -297,11 +296,10 @@ def write_table(
         reason = "not a table; name another folder" if overwrite else "give overwrite=True to replace it"
         raise GalipError(f"{directory}: exists already; {reason}")
     directory.parent.mkdir(parents=True, exist_ok=True)
-    with (
-        tempfile.TemporaryDirectory(prefix=f".{directory.name}.parts.", dir=directory.parent) as parts,
-        atomic_write(directory) as complete,
-        closing(_SplitWriters(Path(parts), domains, image_size, minimum_foreground)) as writers,
-    ):
+    with atomic_write(directory) as complete, ExitStack() as stack:
+        parts = complete.with_name(f"{directory.name}.parts")  # goes with the temporary folder
+        parts.mkdir()
+        writers = stack.enter_context(closing(_SplitWriters(parts, domains, image_size, minimum_foreground)))
         for volume in volumes:
             writers.add(volume)
         tables = writers.finish()
