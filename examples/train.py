@@ -30,6 +30,9 @@ def main() -> int:
     except GalipError as error:
         print(f"train.py: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:  # before the training began, or twice
+        print("train.py: interrupted", file=sys.stderr)
+        return 130
     if stopped_by:
         print(f"train.py: {stopped_by}; go on with training.resume=true", file=sys.stderr)
         return 128 + signal.Signals[stopped_by]  # as a shell tells it

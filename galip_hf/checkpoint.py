@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from .errors import GalipError
-from .files import atomic_write
+from .files import atomic_write, told_if_unwritable
 from .version import __version__
 
 _STATE = "state.json"
@@ -30,7 +30,7 @@ Tensors = Mapping[str, Tensor]
 def save_checkpoint(
     directory: Path, step: int, tensors: Mapping[str, Tensors], state: Mapping[str, Any], total_limit: int = 1
 ) -> Path:
-    """Write a checkpoint, then remove the oldest ones beyond `total_limit`.
+    """Write a checkpoint, unless that of the step is there; then remove the oldest beyond `total_limit`.
 
     Args:
         directory: of all checkpoints of the run.
@@ -43,7 +43,9 @@ def save_checkpoint(
         GalipError: it cannot be written (a full disk, say); the earlier ones are as they were.
     """
     path = directory / f"{_PREFIX}{step:08d}"
-    try:
+    if path.exists():
+        return path  # a signal just after it was saved; to replace it would leave a moment without it
+    with told_if_unwritable(path, "the earlier ones are whole. Make room, then set resume=true"):
         directory.mkdir(parents=True, exist_ok=True)
         with atomic_write(path) as temporary:
             temporary.mkdir()
@@ -54,14 +56,11 @@ def save_checkpoint(
             for file in [*temporary.iterdir(), temporary]:
                 _flush(file)
         _flush(directory)
-    except (OSError, SafetensorError) as error:
-        reason = getattr(error, "strerror", None) or " ".join(str(error).split())
-        raise GalipError(
-            f"{path}: the checkpoint cannot be written ({reason}); the earlier ones are whole. Make room, "
-            "then set resume=true to go on"
-        ) from None
     for old in _steps(directory)[:-total_limit]:
-        shutil.rmtree(directory / f"{_PREFIX}{old:08d}")
+        # Renamed first: half removed, it must not be taken for a checkpoint.
+        leaving = directory / f".{_PREFIX}{old:08d}.old"
+        os.replace(directory / f"{_PREFIX}{old:08d}", leaving)
+        shutil.rmtree(leaving)
     return path
 
 

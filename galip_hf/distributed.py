@@ -6,7 +6,7 @@ come from several backward passes, and of the heads only those of the domains at
 without an error. Here gradients are averaged once, when all of them are there.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
@@ -61,6 +61,24 @@ class ProcessGroup:
         shared = torch.tensor(flags, dtype=torch.int32)
         torch.distributed.all_reduce(shared, torch.distributed.ReduceOp.MAX, group=self._host)
         return [bool(value) for value in shared.tolist()]
+
+    def on_main(self, action: Callable[[], object]) -> None:
+        """Run something on the first process; the others wait, and fail with it.
+
+        Raises:
+            GalipError: the action's; on the others, one that says so.
+        """
+        failure: GalipError | None = None
+        if self.state.is_main_process:
+            try:
+                action()
+            except GalipError as error:
+                failure = error
+        (has_failed,) = self.host_flags([failure is not None])
+        if failure:
+            raise failure
+        if has_failed:
+            raise GalipError("stopped with the first process, which tells why")
 
     def average_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
         """Replace each gradient by its mean over the processes; a missing one counts as 0.

@@ -8,6 +8,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from safetensors import SafetensorError
+
+from .errors import GalipError
+
 try:
     import fcntl
 except ImportError:  # Windows: what a killed run leaves stays there
@@ -102,4 +106,18 @@ def _same_file(descriptor: int, path: Path) -> bool:
         return False
 
 
-__all__ = ["atomic_write"]
+@contextmanager
+def told_if_unwritable(path: str | os.PathLike[str], remedy: str) -> Iterator[None]:
+    """Turn the failure of a write in the block (a full disk, say) into one line.
+
+    Raises:
+        GalipError: names `path` and the reason, and ends with `remedy`.
+    """
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        reason = getattr(error, "strerror", None) or " ".join(str(error).split())
+        raise GalipError(f"{os.fspath(path)}: cannot be written ({reason}); {remedy}") from None
+
+
+__all__ = ["atomic_write", "told_if_unwritable"]

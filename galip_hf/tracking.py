@@ -20,7 +20,7 @@ import torch
 from accelerate.tracking import GeneralTracker, TensorBoardTracker, TrackioTracker, WandBTracker
 from torch import Tensor
 
-from .files import atomic_write
+from .files import atomic_write, told_if_unwritable
 
 logger = logging.getLogger(__name__)
 
@@ -87,7 +87,10 @@ class RunLog:
 
     def write(self, entry: Mapping[str, Any]) -> None:
         """Append one entry, and send its numbers to the trackers as `group/name`."""
-        with open(self._path, "a", encoding="utf-8") as file:
+        with (
+            told_if_unwritable(self._path, "make room, then set resume=true"),
+            open(self._path, "a", encoding="utf-8") as file,
+        ):
             file.write(json.dumps(entry) + "\n")
         values = {
             _tag(name): value

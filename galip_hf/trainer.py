@@ -8,6 +8,7 @@ stopped, and processes with a part of the batch each equal one process with all 
 import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -18,15 +19,7 @@ from torch.utils.data import Dataset
 from tqdm.auto import tqdm
 
 from .best import BestValidation
-from .checkpoint import (
-    latest_checkpoint,
-    load_optimizer_tensors,
-    load_state,
-    load_tensors,
-    optimizer_tensors,
-    refuse_differences,
-    save_checkpoint,
-)
+from .checkpoint import latest_checkpoint
 from .clip_backbone import ClipBackbone
 from .compiling import compile_where_possible
 from .data.loading import StepLoader
@@ -34,10 +27,11 @@ from .discriminator import GalipDiscriminator
 from .distributed import ProcessGroup
 from .ema import ExponentialMovingAverage
 from .errors import GalipError
-from .files import atomic_write
+from .files import atomic_write, told_if_unwritable
 from .finite import FiniteGuard
 from .image_processing_galip import GalipImageProcessor
 from .modeling_galip import GalipForImageTranslation
+from .run_state import load_run, save_run
 from .signals import SIGNALS, noted_signals
 from .tracking import RunLog, StepRecord
 from .training_args import GalipTrainingArguments
@@ -48,15 +42,7 @@ logger = logging.getLogger(__name__)
 Validate = Callable[[GalipForImageTranslation], dict[str, float]]
 SavePictures = Callable[[GalipForImageTranslation, Path], Path]
 
-# What settles the order and content of the batches: a checkpoint made with others cannot be gone on with.
-_BOUND_ARGUMENTS = (
-    "seed",
-    "batch_size",
-    "gradient_accumulation_steps",
-    "horizontal_flip",
-    "augmentation",
-    "paired_share",
-)
+_CHECKPOINTS = "checkpoints"
 _PRECISIONS = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -188,7 +174,12 @@ class GalipTrainer:
             self.processes.average_gradients(parameters)
             self.scaler.unscale_(optimizer)
             norms[name] = self._clip(parameters)
-        skip = self.guard.check(torch.stack(list(norms.values())), batches)
+        skip = self.guard.check(
+            torch.stack(list(norms.values())),
+            torch.stack([loss for values in all_values for loss in values["losses"].values()]),
+            batches,
+            self.scaler.scale(torch.ones_like(norms["generator"])),  # type: ignore[arg-type]
+        )
         for optimizer, _ in networks.values():
             optimizer.grad_scale, optimizer.found_inf = None, skip  # type: ignore[attr-defined]
             optimizer.step()
@@ -263,13 +254,13 @@ class GalipTrainer:
 
     def _run(self, received: list[str]) -> None:
         arguments = self.arguments
-        steps = self.loader.steps(self.step)
-        with tqdm(
+        bar = tqdm(
             total=arguments.max_steps,
             initial=self.step,
             unit="step",
             disable=None if self._is_main else True,
-        ) as bar:
+        )
+        with bar, closing(self.loader.steps(self.step)) as steps:
             while self.step < arguments.max_steps and not (self.best and self.best.is_over):
                 waiting = time.perf_counter()
                 batches = next(steps)
@@ -320,10 +311,15 @@ class GalipTrainer:
     def _log_skipped(self) -> None:
         """Name the batches of skipped steps; stop when there were too many in a row."""
         dataset: Any = self.loader.dataset
-        for step, rows in self.guard.collect(self.step):
-            slices = [dataset.subject_and_slice(row) for row in rows]
-            self._log({"step": step, "skipped": {"process": self._process, "slices": slices}})
-            logger.warning("step %d: a loss or gradient is not finite; skipped (slices %s)", step, slices)
+        for step, is_own, rows in self.guard.collect(self.step):
+            batches = gather_object([(is_own, [dataset.subject_and_slice(row) for row in rows])])
+            # Those whose losses were not finite, or all of them: then the fault lies in the gradients.
+            processes = [number for number, (is_bad, _) in enumerate(batches) if is_bad]
+            processes = processes or list(range(len(batches)))
+            slices = [text for number in processes for text in batches[number][1]]
+            self._log({"step": step, "skipped": {"processes": processes, "slices": slices}})
+            if self._is_main:
+                logger.warning("step %d: a loss or gradient is not finite; skipped (slices %s)", step, slices)
         self.guard.stop_if_hopeless(self.arguments.learning_rate)
 
     def _validate(self, validate: Validate) -> None:
@@ -347,77 +343,37 @@ class GalipTrainer:
 
     def save_model(self, directory: Path) -> GalipForImageTranslation:
         """Write the moving average and the processor to a folder."""
-        if self._is_main:
-            with atomic_write(directory) as temporary:
+
+        def write() -> None:
+            remedy = "make room, then set resume=true"
+            with told_if_unwritable(directory, remedy), atomic_write(directory) as temporary:
                 self.ema.module.save_pretrained(temporary)  # type: ignore[operator]
                 self.processor.save_pretrained(temporary)
-        self.processes.state.wait_for_everyone()
+
+        self.processes.on_main(write)
         return self.ema.module  # type: ignore[return-value]
 
     def save_checkpoint(self) -> None:
         """Write `output_dir/checkpoints/step-…`, from which `resume` goes on."""
-        # What each process has seen since the last log entry is its own.
-        own_states = gather_object([{"guard": self.guard.state_dict(), "record": self.record.state_dict()}])
-        if self._is_main:
-            tensors = {
-                "generator": self.generator.state_dict(),
-                "discriminator": self.discriminator.state_dict(),
-                "ema": self.ema.module.state_dict(),
-                "generator_optimizer": optimizer_tensors(self.generator_optimizer),
-                "discriminator_optimizer": optimizer_tensors(self.discriminator_optimizer),
-            }
-            state = {
-                "model": self.generator.config.own_values(),
-                "arguments": self.arguments.to_dict(),
-                "processes": self.processes.size,
-                "ema_updates": self.ema.updates,
-                "scaler": self.scaler.state_dict(),
-                "of_processes": own_states,
-                "best": self.best.state_dict() if self.best else {},
-            }
-            directory = self.arguments.output_path / "checkpoints"
-            save_checkpoint(directory, self.step, tensors, state, self.arguments.total_limit)
-        self.processes.state.wait_for_everyone()
+        save_run(self, self.arguments.output_path / _CHECKPOINTS)
 
     def _resume(self) -> None:
         """Go on from the latest checkpoint when the run is to resume; else refuse to touch an earlier run."""
         output = self.arguments.output_path
-        path = latest_checkpoint(output / "checkpoints") if self._is_main or self.arguments.resume else None
+        path = latest_checkpoint(output / _CHECKPOINTS) if self._is_main or self.arguments.resume else None
         log = output / "log.jsonl"
-        if not self.arguments.resume:
-            if self._is_main and (path or log.exists()):
+
+        def refuse_earlier_run() -> None:
+            if path or log.exists():
                 raise GalipError(
                     f"{output}: an earlier run is there; choose another output_dir or set resume=true"
                 )
-        elif path is not None:
-            self._load(path)
-        self.processes.state.wait_for_everyone()
 
-    def _load(self, path: Path) -> None:
-        state = load_state(path)
-        refuse_differences(path, state["model"], self.generator.config.own_values(), "model")
-        saved, own = (
-            {**{name: arguments.get(name) for name in _BOUND_ARGUMENTS}, "processes": processes}
-            for arguments, processes in (
-                (state["arguments"], state["processes"]),
-                (self.arguments.to_dict(), self.processes.size),
-            )
-        )
-        refuse_differences(path, saved, own, "training")
-        self.generator.load_state_dict(load_tensors(path, "generator"))
-        self.discriminator.load_state_dict(load_tensors(path, "discriminator"))
-        self.ema.module.load_state_dict(load_tensors(path, "ema"))
-        load_optimizer_tensors(self.generator_optimizer, load_tensors(path, "generator_optimizer"))
-        load_optimizer_tensors(self.discriminator_optimizer, load_tensors(path, "discriminator_optimizer"))
-        self.step, self.ema.updates = state["step"], state["ema_updates"]
-        if self.scaler.is_enabled():
-            self.scaler.load_state_dict(state["scaler"])
-        own_state = state["of_processes"][self._process]
-        self.guard.load_state_dict(own_state["guard"])
-        self.record.load_state_dict(own_state["record"], self.processes.state.device)
-        if self.best:
-            self.best.load_state_dict(state["best"])
-        logger.info("resuming at step %d from %s", self.step, path)
+        if not self.arguments.resume:
+            self.processes.on_main(refuse_earlier_run)
+        elif path is not None:
+            load_run(self, path)
+        self.processes.state.wait_for_everyone()
 
 
 __all__ = ["GalipTrainer"]

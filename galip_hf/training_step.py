@@ -13,6 +13,7 @@ So the generator and the discriminator are judged at the same weights of one ano
 several batches may be added up before either moves: accumulation is exact.
 """
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
@@ -87,6 +88,14 @@ def other_direction(values: Tensor) -> Tensor:
     return values.roll(len(values) // 2, dims=0)
 
 
+def first_gradient(loss: Tensor) -> Tensor:
+    """What a backward pass starts from: 1, but NaN where the loss is not finite.
+
+    Gradients may be finite where the loss is not; and they are what all processes get to see.
+    """
+    return torch.where(loss.isfinite(), 1.0, math.nan).to(loss)
+
+
 class TrainingStep:
     """Adds the gradients of a batch to those of the generator and of the discriminator.
 
@@ -140,7 +149,7 @@ class TrainingStep:
                 pixel_losses["paired"] = losses.paired_loss(fakes, target, batch.registered)
         total = total + self._weighted(pixel_losses, share)
         values["losses"] |= {name: value.detach() for name, value in pixel_losses.items()}
-        total.backward()
+        total.backward(first_gradient(total))
         return values
 
     @property
@@ -208,7 +217,7 @@ class TrainingStep:
                 self._weighted({"adversarial": generator_loss}, share), leaves, retain_graph=True
             )
             loss = self.scale_loss(losses.DIRECTIONS * discriminator_loss * share)
-            torch.autograd.backward(loss, inputs=heads)
+            torch.autograd.backward(loss, first_gradient(loss), inputs=heads)
         values["losses"] |= {
             "adversarial": generator_loss.detach(),
             "discriminator": discriminator_loss.detach(),
@@ -220,4 +229,4 @@ class TrainingStep:
         return gradients
 
 
-__all__ = ["TrainingStep", "UnpairedBatch", "other_direction"]
+__all__ = ["TrainingStep", "UnpairedBatch", "first_gradient", "other_direction"]

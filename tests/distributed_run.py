@@ -17,7 +17,7 @@ from conftest import tiny_config
 from safetensors.torch import save_file
 from test_trainer import gradients_at_the_step
 
-from galip_hf import GalipForImageTranslation, GalipImageProcessor
+from galip_hf import GalipError, GalipForImageTranslation, GalipImageProcessor
 from galip_hf.checkpoint import optimizer_tensors
 from galip_hf.clip_backbone import ClipBackbone
 from galip_hf.data.sampling import UnpairedSlices
@@ -101,6 +101,13 @@ def main() -> None:
     poisoned = make_trainer("poisoned", kind=Poisoned, max_steps=4, logging_steps=4)
     poisoned.train()
     result |= {"poisoned": digest(poisoned), "skipped": poisoned.guard.skipped}
+
+    (OUTPUT / "blocked").mkdir(exist_ok=True)
+    (OUTPUT / "blocked" / "checkpoints").touch()  # a file where the first process would make a folder
+    try:
+        make_trainer("blocked", max_steps=1, checkpoint_steps=1).train()
+    except GalipError as error:
+        result["blocked"] = str(error)
 
     def terminate(_: Any) -> dict[str, float]:
         if process == 1:

@@ -19,9 +19,11 @@ from conftest import MakeTrainer, tiny_run_recipe
 from test_trainer import state_of
 
 from galip_hf import GalipError
-from galip_hf.checkpoint import latest_checkpoint, load_state
+from galip_hf.checkpoint import latest_checkpoint, load_state, load_tensors
 from galip_hf.data.sampling import UnpairedSlices
+from galip_hf.finite import FiniteGuard
 from galip_hf.trainer import GalipTrainer
+from galip_hf.training_step import first_gradient
 
 KILLS = 12
 # Forked: the child has all imports done, and is killed in the middle of training, not of starting.
@@ -89,6 +91,63 @@ def test_a_run_killed_a_dozen_times_ends_as_an_unbroken_one(
     assert left == ["step-00000039", "step-00000040"]
 
 
+def killed_at(call: int, trainer: GalipTrainer) -> bool:
+    """Save a checkpoint in a process that is killed at one of its writes; False if it has fewer."""
+
+    def run() -> None:
+        seen = 0
+
+        def kill(event: str, arguments: tuple[Any, ...]) -> None:
+            nonlocal seen
+            writes = event == "open" and arguments[2] & (os.O_WRONLY | os.O_RDWR)
+            if writes or event in ("os.mkdir", "os.rename", "os.remove", "os.rmdir"):
+                seen += 1
+                if seen > call:
+                    os.kill(os.getpid(), signal.SIGKILL)
+
+        sys.addaudithook(kill)
+        trainer.save_checkpoint()
+        os._exit(0)
+
+    process = FORK.Process(target=run)
+    process.start()
+    process.join()
+    assert process.exitcode in (0, -signal.SIGKILL)
+    return process.exitcode != 0
+
+
+def test_a_save_that_is_killed_anywhere_leaves_a_whole_checkpoint(
+    make_trainer: MakeTrainer, tmp_path: Path
+) -> None:
+    keep_one = {"max_steps": 2, "total_limit": 1}  # the hardest case: none other to fall back to
+    make_trainer(checkpoint_steps=1, **keep_one).train()
+    trainer = make_trainer(resume=True, **keep_one)
+    trainer._resume()
+    checkpoints, reached = tmp_path / "run" / "checkpoints", []
+    for call in range(100):
+        trainer.step = 3 + call
+        was_killed = killed_at(call, trainer)
+        latest = latest_checkpoint(checkpoints)
+        assert latest is not None
+        reached.append(load_state(latest)["step"] == trainer.step)
+        for path in checkpoints.glob("step-*"):  # none that is there is half there
+            load_state(path)
+            for name in (
+                "generator",
+                "discriminator",
+                "ema",
+                "generator_optimizer",
+                "discriminator_optimizer",
+            ):
+                load_tensors(path, name)
+        if not was_killed:
+            break
+    assert not was_killed and len(reached) > 10
+    # Once it is there, it is there.
+    assert reached == sorted(reached) and reached[0] is False
+    assert len(list(checkpoints.iterdir())) == 1
+
+
 def test_a_full_disk_is_told_and_the_earlier_checkpoint_stays(
     make_trainer: MakeTrainer, tmp_path: Path
 ) -> None:
@@ -100,9 +159,7 @@ def test_a_full_disk_is_told_and_the_earlier_checkpoint_stays(
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, hard))  # no file grows beyond: as on a full disk
     try:
-        with pytest.raises(
-            GalipError, match=r"step-00000003: .+cannot be written \(.+earlier ones are whole"
-        ):
+        with pytest.raises(GalipError, match=r"step-00000003: cannot be written \(.+earlier ones are whole"):
             trainer.save_checkpoint()
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
@@ -224,10 +281,34 @@ def test_too_many_in_a_row_end_the_run_with_advice(
     assert not torch.equal(before, state_of(trainer)["G.conv_in.weight"])
 
 
+def test_the_search_for_a_scale_ends_no_run() -> None:
+    """float16: a skipped step counts only where a smaller scale of the losses would not help."""
+    guard = FiniteGuard(limit=3, device=torch.device("cpu"))
+    bad, good = torch.tensor([torch.inf, 1.0]), torch.ones(2)
+    for scale in (2.0**16, 2.0**15, 4.0, 2.0, 1.0, 0.5):
+        assert guard.check(bad, good, [], torch.tensor(scale)) == 1
+    guard.stop_if_hopeless(2e-4)
+    assert [step for step, _, _ in guard.collect(6)] == [1, 2, 3, 4, 5, 6]
+    guard.check(bad, good, [], torch.tensor(0.25))
+    with pytest.raises(GalipError, match="3 steps in a row"):
+        guard.stop_if_hopeless(2e-4)
+
+
+def test_a_loss_that_is_not_finite_makes_the_gradients_so() -> None:
+    weight = torch.ones(3, requires_grad=True)
+    for largest, is_finite in ((1.0, True), (3e38, False)):
+        loss = (weight * largest).sum()  # its sum overflows; the gradients, `largest`, do not
+        weight.grad = None
+        loss.backward(first_gradient(loss))
+        assert weight.grad is not None
+        assert bool(weight.grad.isfinite().all()) is is_finite
+        assert not is_finite or torch.equal(weight.grad, torch.full((3,), largest))
+
+
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
 def test_mixed_precision_trains(make_trainer: MakeTrainer, precision: str, tmp_path: Path) -> None:
     trainer = make_trainer(
-        max_steps=30, mixed_precision=precision, logging_steps=10, learning_rate=2e-3, max_skipped_steps=20
+        max_steps=30, mixed_precision=precision, logging_steps=10, learning_rate=2e-3, max_skipped_steps=3
     )
     trainer.train()
     log = entries(tmp_path / "run" / "log.jsonl")

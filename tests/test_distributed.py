@@ -8,12 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import MakeTrainer, tiny_run_recipe
+from conftest import MakeTrainer, tiny_config, tiny_run_recipe
 from safetensors.torch import load_file
 from test_trainer import gradients_at_the_step, largest_difference
 
 from galip_hf import GalipError
 from galip_hf.checkpoint import latest_checkpoint, load_state
+from galip_hf.data.sampling import UnpairedSlices
+from galip_hf.data.table import load_table
 from galip_hf.distributed import ProcessGroup
 
 HERE = Path(__file__).resolve().parent
@@ -82,10 +84,27 @@ def test_a_resumed_run_equals_an_unbroken_one(two_processes: tuple[Path, list[di
 
 
 def test_all_processes_skip_a_step_that_is_not_finite_on_one(
+    two_processes: tuple[Path, list[dict[str, Any]]], table_directory: Path
+) -> None:
+    output, results = two_processes
+    assert [result["skipped"] for result in results] == [1, 1]
+    # Named are the slices of the process whose batch it was, though the other one writes the log.
+    log = [json.loads(line) for line in (output / "poisoned" / "log.jsonl").read_text().splitlines()]
+    (entry,) = [entry for entry in log if "skipped" in entry]
+    assert entry["step"] == 2 and entry["skipped"]["processes"] == [1]
+    table = load_table(table_directory)["train"]
+    domains = tiny_config().domain_names
+    plan = UnpairedSlices(table, domains=domains, seed=0).plan
+    named = [f"{table[row]['subject']} slice {table[row]['slice']}" for row in plan.rows[3].tolist()]
+    assert entry["skipped"]["slices"] == named
+
+
+def test_all_processes_fail_with_one_that_cannot_save(
     two_processes: tuple[Path, list[dict[str, Any]]],
 ) -> None:
-    _, results = two_processes
-    assert [result["skipped"] for result in results] == [1, 1]
+    _, (first, second) = two_processes
+    assert "step-00000001: cannot be written" in first["blocked"]
+    assert second["blocked"] == "stopped with the first process, which tells why"
 
 
 def test_a_signal_to_one_process_stops_all_with_a_checkpoint(

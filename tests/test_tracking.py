@@ -13,6 +13,7 @@ import torch
 from accelerate import PartialState
 from PIL import Image
 
+from galip_hf import GalipError
 from galip_hf.tracking import RunLog, StepRecord, peak_memory_bytes
 
 ENTRIES = [
@@ -50,6 +51,15 @@ def test_a_resumed_log_goes_on_from_its_step(tmp_path: Path) -> None:
     log = RunLog(tmp_path, step=3)
     log.write({"step": 4, "again": True})
     assert entries_of(tmp_path) == [{"step": 1}, {"step": 2}, {"step": 3}, {"step": 4, "again": True}]
+
+
+def test_a_log_that_cannot_be_written_is_told_in_one_line(tmp_path: Path) -> None:
+    log = RunLog(tmp_path)
+    (tmp_path / "log.jsonl").symlink_to("/dev/full")
+    with pytest.raises(
+        GalipError, match=r"log\.jsonl: cannot be written \(No space left on device\); make room"
+    ):
+        log.write({"step": 1})
 
 
 def test_tensorboard(tmp_path: Path) -> None:

@@ -3,15 +3,19 @@
 import copy
 import dataclasses
 import json
+import random
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from conftest import MakeTrainer
 from torch import Tensor
 
 from galip_hf import GalipError, GalipForImageTranslation, GalipImageProcessor, losses
+from galip_hf.checkpoint import optimizer_tensors
+from galip_hf.data.sampling import UnpairedSlices
 from galip_hf.trainer import GalipTrainer
 from galip_hf.training_args import GalipLossWeights
 from galip_hf.training_step import UnpairedBatch, other_direction
@@ -288,9 +292,23 @@ class Interrupted(Exception):
     """Stands for a run that is killed."""
 
 
-def test_an_interrupted_run_resumes_bit_exact(make_trainer: MakeTrainer, tmp_path: Path) -> None:
-    """Epochs are three steps: cut in the second, a step after a checkpoint; resumed into the third."""
-    steps = {"max_steps": 8, "checkpoint_steps": 4, "batch_size": 6, "ema_decay": 0.5}
+def logged(directory: Path) -> list[tuple[Any, ...]]:
+    """What `log.jsonl` holds, but for times and memory."""
+    names = ("step", "losses", "discriminator_outputs", "gradient_norms", "learning_rates")
+    entries = [json.loads(line) for line in (directory / "log.jsonl").read_text().splitlines()]
+    return [tuple(entry[name] for name in names) for entry in entries]
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_an_interrupted_run_resumes_bit_exact(
+    make_trainer: MakeTrainer, tmp_path: Path, num_workers: int
+) -> None:
+    """Epochs are three steps: cut in the second, a step after a checkpoint; resumed into the third.
+
+    The checkpoint lies between two log entries.
+    """
+    steps = {"max_steps": 8, "checkpoint_steps": 4, "logging_steps": 3, "batch_size": 6, "ema_decay": 0.5}
+    steps |= {"num_workers": num_workers, "constant_fraction": 0.25}
     whole = make_trainer(output_dir=str(tmp_path / "whole"), **steps)
     whole.train()
 
@@ -304,6 +322,19 @@ def test_an_interrupted_run_resumes_bit_exact(make_trainer: MakeTrainer, tmp_pat
     resumed.train()
     assert (resumed.step, resumed.ema.updates) == (8, 8)
     assert_equal_states(state_of(whole), state_of(resumed))
+    for name in ("generator_optimizer", "discriminator_optimizer"):
+        assert_equal_states(*(optimizer_tensors(getattr(trainer, name)) for trainer in (whole, resumed)))
+    assert len(logged(tmp_path / "whole")) == 3
+    assert logged(tmp_path / "whole") == logged(tmp_path / "cut")
+
+
+def test_training_draws_from_no_global_generator(make_trainer: MakeTrainer) -> None:
+    """So a checkpoint need not keep their states."""
+    trainer = make_trainer(num_workers=1, horizontal_flip=True)
+    before = torch.get_rng_state(), np.random.get_state()[1].tolist(), random.getstate()
+    trainer.train()
+    assert torch.equal(torch.get_rng_state(), before[0])
+    assert (np.random.get_state()[1].tolist(), random.getstate()) == before[1:]
 
 
 def test_resuming_a_finished_run_trains_no_further(make_trainer: MakeTrainer) -> None:
@@ -329,6 +360,34 @@ def test_resuming_with_another_order_of_data_is_refused(
     make_trainer(checkpoint_steps=3).train()
     with pytest.raises(GalipError, match=rf"was made with training {next(iter(changed))}="):
         make_trainer(resume=True, **changed).train()
+
+
+def test_resuming_with_other_slices_is_refused(make_trainer: MakeTrainer) -> None:
+    make_trainer(checkpoint_steps=3).train()
+    trainer = make_trainer(resume=True)
+    assert isinstance(trainer.loader.dataset, UnpairedSlices)
+    one_fewer = trainer.loader.dataset._rows_of_domain[1][:-1]
+    trainer.loader.dataset._rows_of_domain[1] = one_fewer
+    trainer.loader.fingerprint = trainer.loader.dataset.fingerprint
+    with pytest.raises(
+        GalipError, match=r"made with training data='18 items of .+, this run has '18 items of"
+    ):
+        trainer.train()
+
+
+def test_resuming_with_another_clip_model_is_refused(make_trainer: MakeTrainer) -> None:
+    make_trainer(checkpoint_steps=3).train()
+    trainer = make_trainer(resume=True)
+    trainer.generator.prompt_states.neg_()  # as another text tower would encode them
+    with pytest.raises(GalipError, match=r"was made with the CLIP model .+ set it back"):
+        trainer.train()
+
+
+def test_precision_may_change_on_the_way(make_trainer: MakeTrainer) -> None:
+    make_trainer(checkpoint_steps=3).train()
+    trainer = make_trainer(resume=True, max_steps=4, mixed_precision="fp16")
+    trainer.train()
+    assert trainer.step == 4
 
 
 def test_a_longer_run_goes_on(make_trainer: MakeTrainer) -> None:

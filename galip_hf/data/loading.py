@@ -5,7 +5,7 @@ what is left at the end of an epoch, less than that, is not used. Of each batch 
 takes the r-th part: so several processes, or accumulated batches, see together what one large batch would.
 """
 
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from typing import Any
 
 import torch
@@ -59,6 +59,10 @@ class StepLoader:
         if self._is_stream:
             processes = 1  # its length is this process's
         pairs = arguments.batch_size * self.accumulation * processes
+        # What settles the items besides the training arguments: of a stream, its workers' number too.
+        self.fingerprint: str = dataset.fingerprint + (
+            f", {arguments.num_workers} workers" if self._is_stream else ""
+        )
         self.steps_per_epoch = len(self.dataset) // pairs
         if not self.steps_per_epoch:
             raise GalipError(
@@ -66,39 +70,49 @@ class StepLoader:
                 f"(batch_size {arguments.batch_size} x gradient_accumulation_steps {self.accumulation} x "
                 f"{processes} processes); prepare more slices or lower batch_size"
             )
-        self._positions = _Positions(
-            self.steps_per_epoch * self.accumulation, arguments.batch_size, processes, process
-        )
-        batches: dict[str, Any] = (
-            {"batch_size": arguments.batch_size, "drop_last": True}
-            if self._is_stream
-            else {"batch_sampler": self._positions}
-        )
-        self._loader = DataLoader(
-            dataset,
-            **batches,
-            collate_fn=_collate,
-            num_workers=arguments.num_workers,
-            worker_init_fn=SignalsOfWorkers() if arguments.num_workers else None,
-            persistent_workers=arguments.num_workers > 0,
-            pin_memory=device.type == "cuda",
-            # Unused for the order, which is the dataset's: it keeps the loader off the global generator.
-            generator=torch.Generator().manual_seed(arguments.seed),
-        )
+        self._arguments = arguments
+        self._processes, self._process = processes, process
 
-    def steps(self, start: int) -> Iterator[list[UnpairedBatch]]:
-        """The batches of step `start` and of all that follow, for ever."""
+    def steps(self, start: int) -> Generator[list[UnpairedBatch], None, None]:
+        """The batches of step `start` and of all that follow, for ever. Close it: its workers then end."""
+        # Made here and held by nothing else, so that the end of this generator is the end of the workers.
+        positions = _Positions(
+            self.steps_per_epoch * self.accumulation,
+            self._arguments.batch_size,
+            self._processes,
+            self._process,
+        )
+        loader = self._make_loader(positions)
         epoch, done = divmod(start, self.steps_per_epoch)
         while True:
             self.dataset.set_epoch(epoch)
-            self._positions.first = done * self.accumulation
-            batches = iter(self._loader)
+            positions.first = done * self.accumulation
+            batches = iter(loader)
             if self._is_stream:  # no random access: what was used is read again
                 for _ in range(done * self.accumulation):
                     next(batches)
             for _ in range(done, self.steps_per_epoch):
                 yield [next(batches).to(self.device) for _ in range(self.accumulation)]
             epoch, done = epoch + 1, 0
+
+    def _make_loader(self, positions: _Positions) -> DataLoader:
+        arguments = self._arguments
+        batches: dict[str, Any] = (
+            {"batch_size": arguments.batch_size, "drop_last": True}
+            if self._is_stream
+            else {"batch_sampler": positions}
+        )
+        return DataLoader(
+            self.dataset,
+            **batches,
+            collate_fn=_collate,
+            num_workers=arguments.num_workers,
+            worker_init_fn=SignalsOfWorkers() if arguments.num_workers else None,
+            persistent_workers=arguments.num_workers > 0,
+            pin_memory=self.device.type == "cuda",
+            # Unused for the order, which is the dataset's: it keeps the loader off the global generator.
+            generator=torch.Generator().manual_seed(arguments.seed),
+        )
 
 
 def _collate(items: list[dict[str, Any]]) -> UnpairedBatch:

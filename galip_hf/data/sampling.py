@@ -11,6 +11,7 @@ epoch as a function of (seed, epoch) alone, so that item i is the same in every 
 - where asked for, a share of the items are registered pairs instead: one subject and slice in two domains.
 """
 
+import hashlib
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from itertools import permutations
@@ -224,6 +225,16 @@ class UnpairedSlices(torch.utils.data.Dataset):
             )
             self._plan = (epoch, drawn)
         return self._plan[1]
+
+    @property
+    def fingerprint(self) -> str:
+        """Number of items an epoch, and a hash of which slices of which subjects they are drawn from."""
+        digest = hashlib.sha256()
+        for rows in self._rows_of_domain:
+            digest.update(np.asarray(rows, dtype=np.int64).tobytes() + b"domain")
+        digest.update(self._table.data.column("slice").to_numpy().tobytes())
+        digest.update("\n".join(self._table.data.column("subject").to_pylist()).encode())
+        return f"{self._length} items of slices {digest.hexdigest()[:16]}"
 
     def subject_and_slice(self, row: int) -> str:
         """What a row of the table shows, for messages."""

@@ -127,6 +127,11 @@ class StreamedSlices(torch.utils.data.IterableDataset):
         """Choose the epoch, from 0, of the next iteration; the items of an epoch are always the same."""
         self._epoch.fill_(epoch)
 
+    @property
+    def fingerprint(self) -> str:
+        """Number of items an epoch and what settles their order: its rows are not known beforehand."""
+        return f"{self._length} items of a stream through {self._buffer_size} slices"
+
     def subject_and_slice(self, row: str) -> str:
         """What a row shows, for messages."""
         return row
