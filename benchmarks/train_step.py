@@ -51,7 +51,7 @@ def sides(
     """One training step of each form."""
     trainer = make_trainer(folder, batch_size, backbone)
     batches = next(trainer.loader.steps(0))
-    domains = sorted(set(batches[0].source_domains))
+    domains = sorted(set(batches[0].target_domains))
     plain = PlainTraining(trainer.generator, trainer.discriminator, backbone, trainer.arguments)
     return {
         "plain": lambda: plain.training_step(batches[0]),

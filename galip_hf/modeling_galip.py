@@ -29,6 +29,7 @@ from transformers.utils import ModelOutput
 
 from .configuration_galip import GalipConfig
 from .errors import GalipError
+from .norm_silu_convolution import norm_silu_convolution, resampled
 
 # What the cross-attentions see of a prompt: its states (B, L, width) or, ready for each of them, its keys and
 # values (1, heads, L, d), which depend on nothing else.
@@ -117,6 +118,8 @@ class GalipResidualBlock(nn.Module):
     ) -> None:
         super().__init__()
         self.resample = resample
+        # With one channel a group the next norm takes the label, one number a channel, off again.
+        self.takes_label = out_channels != config.norm_groups
         self.norm_in = GalipGroupNorm(config.norm_groups, in_channels, eps=1e-5)
         self.conv_in = nn.Conv2d(in_channels, out_channels, 3, padding=1)
         self.label_projection = nn.Linear(config.label_width, out_channels)
@@ -124,20 +127,18 @@ class GalipResidualBlock(nn.Module):
         self.conv_out = nn.Conv2d(out_channels, out_channels, 3, padding=1)
         self.skip = nn.Conv2d(in_channels, out_channels, 1) if in_channels != out_channels else nn.Identity()
 
-    def _resample(self, hidden_states: Tensor) -> Tensor:
-        if self.resample == "down":
-            return F.avg_pool2d(hidden_states, 2)
-        if self.resample == "up":
-            return F.interpolate(hidden_states, scale_factor=2, mode="nearest")
-        return hidden_states
+    def forward(self, hidden_states: Tensor, label_embedding: Tensor | None) -> Tensor:
+        """(B, C_in, H, W), SiLU of the label's embedding (B, label_width) -> (B, C_out, H', W').
 
-    def forward(self, hidden_states: Tensor, label_embedding: Tensor) -> Tensor:
-        """(B, C_in, H, W), SiLU of the label's embedding (B, label_width) -> (B, C_out, H', W')."""
-        residual = self.skip(self._resample(hidden_states))
-        hidden_states = self.conv_in(self._resample(F.silu(self.norm_in(hidden_states))))
-        hidden_states = hidden_states + self.label_projection(label_embedding)[:, :, None, None]
-        hidden_states = self.conv_out(F.silu(self.norm_out(hidden_states)))
-        return residual + hidden_states
+        No label is needed where it makes no difference.
+        """
+        residual = self.skip(resampled(hidden_states, self.resample))
+        hidden_states = norm_silu_convolution(self.norm_in, self.conv_in, hidden_states, self.resample)
+        if self.takes_label:
+            hidden_states += self.label_projection(label_embedding)[:, :, None, None]
+        hidden_states = norm_silu_convolution(self.norm_out, self.conv_out, hidden_states)
+        hidden_states += residual
+        return hidden_states
 
 
 class GalipAttention(nn.Module):
@@ -226,7 +227,7 @@ class GalipBlock(GradientCheckpointingLayer):
         has_attention = rate in config.attention_rates
         self.transformer = GalipSpatialTransformer(config, out_channels) if has_attention else None
 
-    def forward(self, hidden_states: Tensor, label_embedding: Tensor, prompt: Prompt) -> Tensor:
+    def forward(self, hidden_states: Tensor, label_embedding: Tensor | None, prompt: Prompt | None) -> Tensor:
         """(B, C_in, H, W) -> (B, C_out, H, W)."""
         hidden_states = self.residual(hidden_states, label_embedding)
         if self.transformer is not None:
@@ -248,17 +249,16 @@ class GalipEncoderLevel(nn.Module):
         self.downsample = None if is_last else GalipResidualBlock(config, channels, channels, resample="down")
 
     def forward(
-        self, hidden_states: Tensor, label_embedding: Tensor, prompt: Prompt
-    ) -> tuple[Tensor, list[Tensor]]:
-        """(B, C_in, H, W) -> (B, C, H', W') and the output of every block, which are the skips."""
+        self, hidden_states: Tensor, label_embedding: Tensor | None, prompt: Prompt | None
+    ) -> list[Tensor]:
+        """(B, C_in, H, W) -> the output of every block, the last one (B, C, H', W'): the decoder's skips."""
         skips = []
         for block in self.blocks:
             hidden_states = block(hidden_states, label_embedding, prompt)
             skips.append(hidden_states)
         if self.downsample is not None:
-            hidden_states = self.downsample(hidden_states, label_embedding)
-            skips.append(hidden_states)
-        return hidden_states, skips
+            skips.append(self.downsample(hidden_states, label_embedding))
+        return skips
 
 
 class GalipDecoderLevel(nn.Module):
@@ -557,10 +557,35 @@ class GalipForImageTranslation(GalipPreTrainedModel):
         if tuple(prompt_states.shape) != expected:
             raise GalipError(f"prompt_states: found shape {tuple(prompt_states.shape)}; expected {expected}")
         height, width = pixel_values.shape[-2:]
-        label_embedding = F.silu(self.label_embedding(labels))
-        features = self._encode_shared(self._pad(pixel_values), label_embedding, prompt_states)
-        translation = self._decode(*features, label_embedding, prompt_states)
+        translation = self.decode(self.encode(pixel_values), labels, prompt_states)
         return GalipTranslationOutput(translation=translation[..., :height, :width])
+
+    def encode(self, pixel_values: Tensor) -> list[Tensor]:
+        """The part of the encoder, `config.shared_levels`, that is the same for every target.
+
+        Args:
+            pixel_values: (B, 1, H, W) float in [0, 1].
+
+        Returns:
+            The outputs of the first convolution and of each block, (B, C, H', W').
+        """
+        skips = [self.conv_in(self._pad(pixel_values))]
+        for level in self.encoder[: self.config.shared_levels]:
+            skips += level(skips[-1], None, None)
+        return skips
+
+    def decode(self, features: Sequence[Tensor], labels: Tensor, prompt_states: Tensor) -> Tensor:
+        """The rest of the network: `forward` is `decode(encode(...))`, without the padding.
+
+        Args:
+            features: from `encode`.
+            labels: (B,) int64 of the target domains.
+            prompt_states: (B, tokens, width).
+
+        Returns:
+            (B, 1, H, W), H and W those of the padded images.
+        """
+        return self._decode(features, F.silu(self.label_embedding(labels)), prompt_states)
 
     def prepare_target(self, target_domain: str) -> GalipTarget:
         """What depends on the target alone: its label's embedding, the keys and values of its prompt.
@@ -592,13 +617,9 @@ class GalipForImageTranslation(GalipPreTrainedModel):
         """
         self._check_pixel_values(pixel_values)
         height, width = pixel_values.shape[-2:]
-        hidden_states, skips = self._encode_shared(
-            self._pad(pixel_values), targets[0].label_embedding, targets[0].prompt
-        )
+        features = self.encode(pixel_values)
         return [
-            self._decode(hidden_states, list(skips), target.label_embedding, target.prompt)[
-                ..., :height, :width
-            ]
+            self._decode(features, target.label_embedding, target.prompt)[..., :height, :width]
             for target in targets
         ]
 
@@ -609,28 +630,15 @@ class GalipForImageTranslation(GalipPreTrainedModel):
         bottom, right = (math.ceil(length / multiple) * multiple - length for length in (height, width))
         return F.pad(pixel_values, (0, right, 0, bottom), mode="replicate")
 
-    def _encode_shared(
-        self, pixel_values: Tensor, label_embedding: Tensor, prompt: Prompt
-    ) -> tuple[Tensor, list[Tensor]]:
-        """The encoder's `config.shared_levels`, whose output is the same for every target."""
-        hidden_states = self.conv_in(pixel_values)
-        skips = [hidden_states]
-        for level in self.encoder[: self.config.shared_levels]:
-            hidden_states, level_skips = level(hidden_states, label_embedding, prompt)
-            skips += level_skips
-        return hidden_states, skips
-
-    def _decode(
-        self, hidden_states: Tensor, skips: list[Tensor], label_embedding: Tensor, prompt: Prompt
-    ) -> Tensor:
-        """The encoder's other levels, the middle and the decoder; uses up `skips`."""
+    def _decode(self, features: Sequence[Tensor], label_embedding: Tensor, prompt: Prompt) -> Tensor:
+        skips = list(features)
         for level in self.encoder[self.config.shared_levels :]:
-            hidden_states, level_skips = level(hidden_states, label_embedding, prompt)
-            skips += level_skips
+            skips += level(skips[-1], label_embedding, prompt)
+        hidden_states = skips[-1]
         hidden_states = self.middle(hidden_states, label_embedding, prompt)
         for level in self.decoder:
             hidden_states = level(hidden_states, skips, label_embedding, prompt)
-        return self.conv_out(F.silu(self.norm_out(hidden_states)))
+        return norm_silu_convolution(self.norm_out, self.conv_out, hidden_states)
 
 
 __all__ = ["GalipForImageTranslation", "GalipPreTrainedModel", "GalipTarget", "GalipTranslationOutput"]

@@ -21,7 +21,7 @@ from tqdm.auto import tqdm
 from .best import BestValidation
 from .checkpoint import latest_checkpoint
 from .clip_backbone import ClipBackbone
-from .compiling import compile_where_possible
+from .compiling import can_compile
 from .data.loading import StepLoader
 from .discriminator import GalipDiscriminator
 from .distributed import ProcessGroup
@@ -84,8 +84,6 @@ class GalipTrainer:
         self.generator.set_prompts(self.backbone)
         if arguments.gradient_checkpointing:
             self.generator.activation_checkpointing_enable()
-        if arguments.torch_compile:
-            compile_where_possible(self.generator, device)
         text_embeddings = backbone.encode_prompts(model.config.prompts).embedding.to(device)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(arguments.seed)
@@ -113,6 +111,7 @@ class GalipTrainer:
             arguments.loss_weights,
             self._autocast,
             self.scaler.scale,  # type: ignore[arg-type]
+            compiled=arguments.torch_compile and can_compile(device),
         )
         self.record = StepRecord()
         self.best = (
@@ -279,7 +278,7 @@ class GalipTrainer:
     ) -> tuple[list[str], list[int]]:
         """Signals that any process got, and labels that any process's batches hold."""
         names, labels = SIGNALS, range(len(self.discriminator.domains))
-        present = {label for batch in batches for label in batch.source_domains}
+        present = {label for batch in batches for label in batch.target_domains}
         own = [*(name in received for name in names), *(label in present for label in labels)]
         flags = self.processes.host_flags(own)
         signals = [name for name, is_set in zip(names, flags[: len(names)], strict=True) if is_set]

@@ -73,7 +73,7 @@ def first_gradients(process: int) -> list[list[int]]:
         {name: value for name, value in found.items() if value is not None},
         OUTPUT / f"gradients-{process}.safetensors",
     )
-    return [list(batches[0].source_domains), domains]
+    return [list(batches[0].target_domains), domains]
 
 
 def main() -> None:

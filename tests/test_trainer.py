@@ -18,7 +18,7 @@ from galip_hf.checkpoint import optimizer_tensors
 from galip_hf.data.sampling import UnpairedSlices
 from galip_hf.trainer import GalipTrainer
 from galip_hf.training_args import GalipLossWeights
-from galip_hf.training_step import UnpairedBatch, other_direction
+from galip_hf.training_step import UnpairedBatch
 
 
 def parameters_of(module: torch.nn.Module) -> dict[str, Tensor]:
@@ -45,7 +45,7 @@ def some_batch(trainer: GalipTrainer) -> UnpairedBatch:
 
 
 def one_step(trainer: GalipTrainer, batch: UnpairedBatch) -> dict[str, dict[str, Tensor]]:
-    return trainer.training_step([batch], sorted(set(batch.source_domains)))
+    return trainer.training_step([batch], sorted(set(batch.target_domains)))
 
 
 def weights(**values: float) -> GalipLossWeights:
@@ -66,8 +66,8 @@ def test_a_batch_holds_both_directions() -> None:
     assert batch.source_labels.tolist() == [0, 2, 1, 0]
     assert batch.target_labels.tolist() == list(batch.target_domains) == [1, 0, 0, 2]
     assert batch.registered.tolist() == [1, 0, 1, 0]
-    # The real image that stands for a fake's target domain is of that domain.
-    assert torch.equal(other_direction(batch.source_labels), batch.target_labels)
+    # The real image that stands for a fake's target domain is the pair's other one, of that domain.
+    assert batch.targets[:, 0, 0, 0].tolist() == [2, 2, 1, 1]
 
 
 # One step
@@ -85,7 +85,7 @@ def losses_from_the_definition(
     prompts = backbone.encode_prompts(generator.config.prompts).embedding
     text, own_text = prompts[batch.target_labels], prompts[batch.source_labels]
     logits = score(fake.patch_tokens, batch.target_domains, text)
-    real_logits = score(real.patch_tokens, batch.source_domains, own_text)
+    real_logits = score(real.patch_tokens, batch.source_labels.tolist(), own_text)
     half = len(fakes) // 2
     real_of_target = torch.cat([real.class_tokens[half:], real.class_tokens[:half]])
     cosine = torch.cosine_similarity(fake.class_tokens.flatten(1), real_of_target.flatten(1))
@@ -119,7 +119,7 @@ def gradients_at_the_step(
         trainer.discriminator_optimizer.register_step_pre_hook(lambda *_: keep("D")),
     ]
     trainer.training_step(
-        batches, domains or sorted({label for batch in batches for label in batch.source_domains})
+        batches, domains or sorted({label for batch in batches for label in batch.target_domains})
     )
     for hook in hooks:
         hook.remove()
@@ -203,11 +203,11 @@ def test_a_step_does_one_power_iteration(make_trainer: MakeTrainer) -> None:
     one_step(trainer, batch)
     twin = copy.deepcopy(trainer.discriminator)
     twin.load_state_dict({**twin.state_dict(), **dict(before.named_buffers())})  # the moved weights
-    twin.power_iteration(set(batch.source_domains))
+    twin.power_iteration(set(batch.target_domains))
     buffers = dict(trainer.discriminator.named_buffers())
     assert all(torch.equal(buffers[name], value) for name, value in twin.named_buffers())
     for name, value in before.named_buffers():
-        assert torch.equal(buffers[name], value) == (int(name.split(".")[1]) not in batch.source_domains)
+        assert torch.equal(buffers[name], value) == (int(name.split(".")[1]) not in batch.target_domains)
 
 
 def test_learning_rates_belong_to_their_networks(make_trainer: MakeTrainer) -> None:
@@ -222,26 +222,31 @@ def test_learning_rates_belong_to_their_networks(make_trainer: MakeTrainer) -> N
 
 
 @pytest.mark.parametrize(
-    ("chosen", "generator_calls", "clip_calls"),
+    ("chosen", "encoder_calls", "decoder_calls", "clip_calls"),
     [
-        ({"cycle": 1.0}, 2, 0),
-        ({"identity": 1.0}, 1, 0),
-        ({"cycle": 1.0, "identity": 1.0}, 3, 0),
-        ({"clip": 1.0}, 1, 1),
-        ({"class_token": 1.0}, 1, 2),
-        ({"adversarial": 1.0}, 1, 2),
-        ({"adversarial": 1.0, "class_token": 1.0, "clip": 1.0, "cycle": 1.0, "identity": 1.0}, 3, 2),
+        ({"cycle": 1.0}, 2, 2, 0),
+        ({"identity": 1.0}, 1, 1, 0),
+        ({"cycle": 1.0, "identity": 1.0}, 2, 3, 0),
+        ({"clip": 1.0}, 1, 1, 1),
+        ({"class_token": 1.0}, 1, 1, 2),
+        ({"adversarial": 1.0}, 1, 1, 2),
+        ({"adversarial": 1.0, "class_token": 1.0, "clip": 1.0, "cycle": 1.0, "identity": 1.0}, 2, 3, 2),
     ],
 )
 def test_a_loss_of_weight_0_costs_nothing(
-    make_trainer: MakeTrainer, chosen: dict[str, float], generator_calls: int, clip_calls: int
+    make_trainer: MakeTrainer,
+    chosen: dict[str, float],
+    encoder_calls: int,
+    decoder_calls: int,
+    clip_calls: int,
 ) -> None:
     trainer = make_trainer(loss_weights=weights(**chosen))
     batch = some_batch(trainer)
     calls: list[str] = []
     patches = trainer.backbone.clip.visual.trunk.patch_embed  # once in each pass of the image tower
     hooks = [
-        trainer.generator.register_forward_hook(lambda *_: calls.append("generator")),
+        trainer.generator.conv_in.register_forward_hook(lambda *_: calls.append("encoder")),
+        trainer.generator.middle.register_forward_hook(lambda *_: calls.append("decoder")),
         patches.register_forward_hook(lambda *_: calls.append("clip")),
     ]
     heads = {name: value.clone() for name, value in trainer.discriminator.state_dict().items()}
@@ -250,7 +255,8 @@ def test_a_loss_of_weight_0_costs_nothing(
         hook.remove()
     is_adversarial = "adversarial" in chosen
     assert set(values) == set(chosen) | ({"discriminator"} if is_adversarial else set())
-    assert calls.count("generator") == generator_calls
+    assert calls.count("encoder") == encoder_calls
+    assert calls.count("decoder") == decoder_calls
     assert calls.count("clip") == clip_calls
     moved = any(
         not torch.equal(value, heads[name]) for name, value in trainer.discriminator.state_dict().items()
