@@ -2,7 +2,7 @@
 
 python benchmarks/memory.py [--steps 2000] [--folder DIR]
 
-A table of 4,000 slices of 128 x 128 (262 MB), and Parquet files of it. A real trainer with a tiny model, batch
+A table of 4,000 slices of 64 x 64 (66 MB), and Parquet files of it. A real trainer, a tiny model, batch
 size 1, so that 2,000 steps are one epoch. Each kind runs in a process of its own. Kept, every 250 steps:
 megabytes (2^20 bytes) of anonymous memory, and of resident pages of mapped files, which belong to the page
 cache: the kernel takes them back when memory is short.
@@ -31,7 +31,7 @@ from galip_hf.training_args import GalipTrainingArguments
 
 DOMAINS = IXI_DOMAINS[:2]
 NAMES = [domain["name"] for domain in DOMAINS]
-SUBJECTS, SLICES, SIZE, FILES, EVERY = 20, 100, 128, 8, 250
+SUBJECTS, SLICES, SIZE, FILES, EVERY = 20, 100, 64, 8, 250
 
 
 def volumes() -> Iterator[SubjectVolume]:
@@ -72,9 +72,9 @@ def open_data(folder: Path, kind: str) -> UnpairedSlices | StreamedSlices:
 def tiny_model(backbone: ClipBackbone) -> GalipForImageTranslation:
     config = GalipConfig(
         base_channels=8,
-        channel_multipliers=[1, 2, 2],
+        channel_multipliers=[1, 2],
         blocks_per_level=1,
-        attention_rates=[4],
+        attention_rates=[2],
         attention_head_width=8,
         norm_groups=4,
         label_width=16,
