@@ -26,7 +26,7 @@ import torch
 from galip_hf import GalipImageProcessor, phantom
 from galip_hf.cli import quiet_libraries
 from galip_hf.evaluation import evaluate
-from galip_hf.recipe import ClipRecipe, load_recipe
+from galip_hf.recipe_file import ClipRecipe, load_recipe
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "examples"))
 import demo

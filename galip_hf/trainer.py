@@ -229,7 +229,8 @@ class GalipTrainer:
             GalipError: the output directory holds another run, a checkpoint does not fit or cannot be
                 written, or losses stay non-finite.
         """
-        self.arguments.output_path.mkdir(parents=True, exist_ok=True)
+        with told_if_unwritable(self.arguments.output_path, "choose another output_dir"):
+            self.arguments.output_path.mkdir(parents=True, exist_ok=True)
         self._resume()
         self.log = (
             RunLog(

@@ -7,6 +7,7 @@ Started by `accelerate launch`; arguments: table folder, CLIP folder, output fol
 import hashlib
 import json
 import os
+import resource
 import signal
 import sys
 from contextlib import suppress
@@ -130,6 +131,14 @@ def main() -> None:
     poisoned = make_trainer("poisoned", kind=Poisoned, max_steps=4, logging_steps=4)
     poisoned.train()
     result |= {"poisoned": digest(poisoned), "skipped": poisoned.guard.skipped}
+
+    if process == 0:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (100, resource.RLIM_INFINITY))  # as on a full disk
+    try:
+        make_trainer("full", max_steps=1, checkpoint_steps=0, logging_steps=1).train()
+    except GalipError as error:
+        result["full"] = str(error)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY,) * 2)
 
     (OUTPUT / "blocked").mkdir(exist_ok=True)
     (OUTPUT / "blocked" / "checkpoints").touch()  # a file where the first process would make a folder

@@ -280,7 +280,8 @@ def test_all_processes_fail_with_one_that_cannot_save(
 ) -> None:
     _, (first, second) = two_processes
     assert "step-00000001: cannot be written" in first["blocked"]
-    assert second["blocked"] == "stopped with the first process, which tells why"
+    assert "log.jsonl: cannot be written" in first["full"]
+    assert second["blocked"] == second["full"] == "stopped with the first process, which tells why"
 
 
 def test_a_signal_to_one_process_stops_all_with_a_checkpoint(
