@@ -125,11 +125,14 @@ def environment() -> dict[str, Any]:
     }
 
 
-def parser(description: str | None, output: str) -> argparse.ArgumentParser:
-    """Options that every benchmark has."""
+def parser(description: str | None, output: str, *, timed: bool = True) -> argparse.ArgumentParser:
+    """Options that every benchmark has; `--repeats` where calls are timed."""
     arguments = argparse.ArgumentParser(description=description)
     arguments.add_argument("--threads", type=int, default=torch.get_num_threads(), help="torch threads")
-    arguments.add_argument("--repeats", type=int, default=5, help="counted calls of each side (default: 5)")
+    if timed:
+        arguments.add_argument(
+            "--repeats", type=int, default=5, help="counted calls of each side (default: 5)"
+        )
     arguments.add_argument("--output", type=Path, default=Path("outputs/benchmarks") / output)
     return arguments
 

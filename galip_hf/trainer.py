@@ -228,7 +228,8 @@ class GalipTrainer:
             GalipError: the output directory holds another run, a checkpoint does not fit or cannot be
                 written, or losses stay non-finite.
         """
-        self.arguments.output_path.mkdir(parents=True, exist_ok=True)
+        with told_if_unwritable(self.arguments.output_path, "choose another output_dir"):
+            self.arguments.output_path.mkdir(parents=True, exist_ok=True)
         self._resume()
         self.log = (
             RunLog(
@@ -304,8 +305,7 @@ class GalipTrainer:
         return bool(every) and (self.step % every == 0 or self.step == self.arguments.max_steps)
 
     def _log(self, entry: Mapping[str, Any]) -> None:
-        if self.log:
-            self.log.write(entry)
+        self.processes.on_main(lambda: self.log and self.log.write(entry))
 
     def _log_skipped(self) -> None:
         """Name the batches of skipped steps; stop when there were too many in a row."""
@@ -323,13 +323,19 @@ class GalipTrainer:
 
     def _validate(self, validate: Validate) -> None:
         model: GalipForImageTranslation = self.ema.module  # type: ignore[assignment]
-        figures = validate(model)
+        # Of one process: rounding may differ on another machine, and what is best must be so for all.
+        figures = self.processes.of_main(validate(model))
         self._log({"step": self.step, "validation": figures})
-        if self.save_pictures and self._is_main and self.log:
-            path = self.arguments.output_path / "pictures" / f"step-{self.step:08d}.png"
-            self.log.picture("translations", self.save_pictures(model, path), self.step)
+        self.processes.on_main(lambda: self._log_pictures(model))
         if self.best and self.best.update(figures, self.step):
             self.save_model(self.arguments.output_path / "best")
+
+    def _log_pictures(self, model: GalipForImageTranslation) -> None:
+        if self.save_pictures and self.log:
+            path = self.arguments.output_path / "pictures" / f"step-{self.step:08d}.png"
+            with told_if_unwritable(path, "make room, then set resume=true"):
+                self.save_pictures(model, path)
+            self.log.picture("translations", path, self.step)
 
     def _stop(self, name: str) -> None:
         self.stopped_by = name

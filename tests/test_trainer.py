@@ -185,6 +185,14 @@ def test_accumulated_batches_equal_one_large_batch(make_trainer: MakeTrainer, tm
     assert largest_difference(found, expected) <= 1e-5
 
 
+def test_checkpointed_blocks_give_the_same_gradients(make_trainer: MakeTrainer, tmp_path: Path) -> None:
+    found = []
+    for is_on in (False, True):
+        trainer = make_trainer(gradient_checkpointing=is_on, output_dir=str(tmp_path / str(is_on)))
+        found.append(gradients_at_the_step(trainer, next(trainer.loader.steps(0))))
+    assert largest_difference(found[1], found[0]) <= 1e-6
+
+
 def test_clipping_acts(make_trainer: MakeTrainer) -> None:
     trainer = make_trainer(max_gradient_norm=1e-3)
     batch = some_batch(trainer)
