@@ -24,7 +24,7 @@ from galip_hf import GalipForImageTranslation
 from galip_hf.clip_backbone import ClipBackbone
 from galip_hf.discriminator import GalipDiscriminator, GalipHead, SpectralNormLinear, TokenConvolution
 from galip_hf.losses import adversarial_discriminator_loss, class_token_loss, clip_loss
-from galip_hf.modeling_galip import GalipAttention, GalipTransformerBlock
+from galip_hf.modeling_galip import GalipAttention, GalipResidualBlock, GalipTransformerBlock
 from galip_hf.training_args import GalipTrainingArguments
 from galip_hf.training_step import UnpairedBatch
 
@@ -45,6 +45,15 @@ def einsum_attention(self: GalipAttention, hidden_states: Tensor, context: Tenso
     return self.output(attended.permute(0, 2, 1, 3).reshape(batch, length, width))
 
 
+def plain_residual(self: GalipResidualBlock, hidden_states: Tensor, label_embedding: Tensor) -> Tensor:
+    """`GalipResidualBlock.forward` with nothing fused and nothing in place."""
+    residual = self.skip(self._resample(hidden_states))
+    hidden_states = self.conv_in(self._resample(F.silu(self.norm_in(hidden_states))))
+    hidden_states = hidden_states + self.label_projection(label_embedding)[:, :, None, None]
+    hidden_states = self.conv_out(F.silu(self.norm_out(hidden_states)))
+    return residual + hidden_states
+
+
 def recomputed_block(self: GalipTransformerBlock, hidden_states: Tensor, prompt_states: Tensor) -> Tensor:
     """`GalipTransformerBlock.forward`, computed again in the backward pass."""
     forward = types.MethodType(GalipTransformerBlock.forward, self)
@@ -54,13 +63,15 @@ def recomputed_block(self: GalipTransformerBlock, hidden_states: Tensor, prompt_
 
 
 def plain_generator(model: GalipForImageTranslation) -> GalipForImageTranslation:
-    """A copy of a generator with the plain attention."""
+    """A copy of a generator with the plain attention and residual blocks."""
     model = copy.deepcopy(model)
     for module in model.modules():
         if isinstance(module, GalipAttention):
             module.forward = types.MethodType(einsum_attention, module)  # type: ignore[method-assign]
         elif isinstance(module, GalipTransformerBlock):
             module.forward = types.MethodType(recomputed_block, module)  # type: ignore[method-assign]
+        elif isinstance(module, GalipResidualBlock):
+            module.forward = types.MethodType(plain_residual, module)  # type: ignore[method-assign]
     return model
 
 
