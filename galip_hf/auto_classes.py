@@ -1,7 +1,7 @@
-"""Our classes among transformers' Auto classes, without importing transformers before somebody needs it.
+"""Our classes among transformers' Auto classes, without importing transformers before it is needed.
 
-`AutoConfig`, `AutoModelForImageToImage` and `AutoImageProcessor` live in modules of their own. A class of ours
-is registered with one of them as soon as its module has been imported: at once if that was before
+`AutoConfig`, `AutoModelForImageToImage` and `AutoImageProcessor` live in modules of their own. A class of
+ours is registered with one of them as soon as its module has been imported: at once if that was before
 `import galip_hf`, else by a finder on `sys.meta_path`, which lets Python import a module as always and looks
 what can be registered afterwards. Some modules of transformers that ours import do themselves import the Auto
 classes, in the midst of ours: then it is done when ours is whole.
