@@ -90,7 +90,8 @@ def test_a_translation_imports_only_what_it_uses(model_directory: Path, tmp_path
         # The model's module imports, halfway through, transformers' module of Auto classes.
         "from galip_hf import GalipForImageTranslation\n"
         "from transformers import AutoConfig, AutoImageProcessor, AutoModelForImageToImage",
-        "import transformers, galip_hf\nfrom transformers import AutoConfig\nfrom galip_hf import GalipPipeline\n"
+        "import transformers, galip_hf\nfrom transformers import AutoConfig\n"
+        "from galip_hf import GalipPipeline\n"
         "from transformers import AutoImageProcessor, AutoModelForImageToImage",
     ],
     ids=["ours first", "theirs first", "a class of ours first", "mixed"],

@@ -93,7 +93,7 @@ def add_parser(commands: Any) -> None:
         "--resample", type=float, metavar="MM", help="translate at this pixel size; undone afterwards"
     )
     translate.add_argument("--figure", action="store_true", help="also write NAME_figure.png, three slices")
-    translate.add_argument("--batch-size", type=int, default=8, help="slices translated at once (default: 8)")
+    translate.add_argument("--batch-size", type=int, default=4, help="slices translated at once (default: 4)")
     translate.add_argument("--device", default="cpu", help="torch device (default: cpu)")
     translate.add_argument(
         "--precision",
