@@ -55,6 +55,16 @@ def full_size_generator(seed: int = 0, **fields: Any) -> GalipForImageTranslatio
     return model
 
 
+def domains(number: int) -> list[dict[str, Any]]:
+    """Some domains, for `GalipConfig`; their names and prompts do not matter here."""
+    names = ["T1", "T2", "PD", *(f"MR{index}" for index in range(3, number))][:number]
+    intensity = {"rule": "percentile", "lower": 0.0, "upper": 99.5}
+    return [
+        {"name": name, "prompt": f"this MRI is {name}-weighted", "modality": "MR", "intensity": intensity}
+        for name in names
+    ]
+
+
 def alternate(sides: Mapping[str, Callable[[], Any]], repeats: int) -> dict[str, list[float]]:
     """Seconds of each call, the sides in turn within each repeat; one call of each first, not counted."""
     seconds: dict[str, list[float]] = {name: [] for name in sides}

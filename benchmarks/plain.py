@@ -62,7 +62,7 @@ def plain_residual(self: GalipResidualBlock, hidden_states: Tensor, label_embedd
 def plain_forward(
     self: GalipForImageTranslation, pixel_values: Tensor, labels: Tensor, prompt_states: Tensor
 ) -> GalipTranslationOutput:
-    """`GalipForImageTranslation.forward` of images whose size needs no padding, label and prompt in all blocks."""
+    """`GalipForImageTranslation.forward` of images that need no padding; the label enters every block."""
     condition = F.silu(self.label_embedding(labels)), prompt_states
     skips = [self.conv_in(pixel_values)]
     for level in self.encoder:
@@ -82,7 +82,7 @@ def recomputed_block(self: GalipTransformerBlock, hidden_states: Tensor, prompt_
 
 
 def plain_generator(model: GalipForImageTranslation) -> GalipForImageTranslation:
-    """A copy of a generator with the plain attention."""
+    """A copy of a generator with the plain attention and residual blocks."""
     model = copy.deepcopy(model)
     model.forward = types.MethodType(plain_forward, model)  # type: ignore[method-assign]
     for module in model.modules():

@@ -12,6 +12,7 @@ import sys
 from galip_hf.cli import quiet_libraries
 from galip_hf.errors import GalipError
 from galip_hf.recipe import load_recipe, run_recipe
+from galip_hf.startup import keep_freed_memory
 
 
 def main() -> int:
@@ -24,6 +25,7 @@ def main() -> int:
     logging.basicConfig(level=logging.WARNING, format="%(message)s")  # open_clip tells every step of loading
     logging.getLogger("galip_hf").setLevel(logging.INFO)
     quiet_libraries()
+    keep_freed_memory()
     try:
         recipe = load_recipe(arguments.config, arguments.overrides)
         stopped_by = run_recipe(recipe).stopped_by

@@ -1,11 +1,10 @@
 """The command line, `galip-hf`. A user's mistake is one line on stderr and exit code 2."""
 
 import argparse
+import os
 import shlex
 import sys
 from collections.abc import Sequence
-
-from transformers.utils.logging import disable_progress_bar
 
 from .commands import add_domain, convert, evaluate, inspect, prepare, push, translate
 from .errors import GalipError
@@ -25,7 +24,12 @@ def _parser() -> argparse.ArgumentParser:
 
 def quiet_libraries() -> None:
     """Switch off the progress bars of transformers and huggingface_hub where nobody watches, as ours are."""
-    if not sys.stderr.isatty():
+    if sys.stderr.isatty():
+        return
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")  # both libraries read it when imported
+    if "transformers" in sys.modules:
+        from transformers.utils.logging import disable_progress_bar
+
         disable_progress_bar()
 
 

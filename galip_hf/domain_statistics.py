@@ -34,8 +34,11 @@ FEWEST_VOLUMES = 8  # for a standard deviation over volumes
 _KEYS = {"version", "counts", "score_mean", "score_deviation"}
 
 
-def _bins(slices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Bin number and foreground mask, each (S, H, W)."""
+Spots = tuple[np.ndarray, np.ndarray]
+
+
+def find_spots(slices: np.ndarray) -> Spots:
+    """Bin number and foreground mask, each (S, H, W), of slices in model space."""
     clipped = np.clip(slices, -0.2, 1.6).astype(np.float32)
     near, wide = (ndimage.gaussian_filter(clipped, (0, sigma, sigma)) for sigma in (NEAR, WIDE))
     square = ndimage.gaussian_filter(clipped * clipped, (0, WIDE, WIDE))
@@ -50,21 +53,21 @@ def _bins(slices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 def count_spots(slices: np.ndarray) -> np.ndarray:
     """The joint histogram, `SHAPE` of int64, of the foreground of (S, H, W) slices in model space."""
-    numbers, foreground = _bins(slices)
+    numbers, foreground = find_spots(slices)
     return np.bincount(numbers[foreground], minlength=np.prod(SHAPE)).reshape(SHAPE)
 
 
-def strangeness(slices: np.ndarray, counts: np.ndarray) -> np.ndarray:
+def strangeness(spots: Spots, counts: np.ndarray) -> np.ndarray:
     """-log probability of every pixel, (S, H, W) float32, by a histogram; 0 outside the foreground."""
-    numbers, foreground = _bins(slices)
+    numbers, foreground = spots
     probability = (counts.ravel() + 0.5) / (counts.sum() + 0.5 * counts.size)
     return np.where(foreground, -np.log(probability)[numbers], 0).astype(np.float32)
 
 
-def slice_scores(slices: np.ndarray, counts: np.ndarray) -> np.ndarray:
-    """Score of each slice, (S,); NaN where there is too little foreground."""
-    scores = np.full(len(slices), np.nan)
-    for number, values in enumerate(strangeness(slices, counts)):
+def slice_scores(spots: Spots, counts: np.ndarray) -> np.ndarray:
+    """Score of each slice, (S,), by a histogram; NaN where there is too little foreground."""
+    scores = np.full(len(spots[0]), np.nan)
+    for number, values in enumerate(strangeness(spots, counts)):
         pixels = np.sort(values[values > 0])
         if len(pixels) >= SMALLEST_FOREGROUND:
             scores[number] = pixels[-max(1, round(STRANGEST * len(pixels))) :].mean()
@@ -107,7 +110,10 @@ class DomainStatistics:
             np.sum([count_spots(parts[number]) for number in range(start, len(parts), 2)], axis=0)
             for start in (0, 1)
         ]
-        scores = [scan_score(slice_scores(part, halves[1 - number % 2])) for number, part in enumerate(parts)]
+        scores = [
+            scan_score(slice_scores(find_spots(part), halves[1 - number % 2]))
+            for number, part in enumerate(parts)
+        ]
         known = np.array([score for score in scores if score is not None])
         if len(known) < 2:
             raise GalipError(
@@ -153,4 +159,4 @@ class DomainStatistics:
         return cls(counts, mean, deviation)
 
 
-__all__ = ["DomainStatistics", "count_spots", "scan_score", "slice_scores", "strangeness"]
+__all__ = ["DomainStatistics", "count_spots", "find_spots", "scan_score", "slice_scores", "strangeness"]

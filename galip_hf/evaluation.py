@@ -5,13 +5,10 @@ therefore holds, under the same protocols, the copy of the source, the source hi
 domain's training slices, and the mean training slice of the target domain.
 """
 
-import json
 import math
-import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import permutations
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -19,7 +16,6 @@ from skimage.exposure import match_histograms
 from tqdm import tqdm
 
 from .errors import GalipError
-from .files import atomic_write
 from .metrics import (
     Scores,
     fixed_scores,
@@ -156,25 +152,6 @@ def evaluate_folders(
             yield _score_subject(name, subjects[index], task, _read(subjects, index, system))
 
     return _collect(scored(), task, len(subjects), progress)
-
-
-def write_report(report: Mapping[str, Any], path: str | os.PathLike[str]) -> Path:
-    """Writes a report as JSON (indent 2), complete or not at all.
-
-    Raises:
-        GalipError: the report holds a NaN or infinite value, or something JSON has no form for.
-    """
-    path = Path(path)
-    try:
-        text = json.dumps(report, indent=2, allow_nan=False)
-    except (ValueError, TypeError) as error:
-        raise GalipError(
-            f"report: {error}; expected finite numbers, text, lists and mappings only"
-        ) from error
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with atomic_write(path) as temporary:
-        temporary.write_text(text + "\n", encoding="utf-8")
-    return path
 
 
 def _collect(

@@ -81,10 +81,11 @@ class NormSiluConvolution(torch.autograd.Function):
         del activated
         gradient = _resampled_gradient(gradient.to(normalised.dtype), ctx.resample)
         gradient = _aten.silu_backward.grad_input(gradient, normalised, grad_input=gradient)
-        batch, channels, *size = inputs.shape
+        batch, channels, height, width = inputs.shape
+        precise = normalised.dtype
         gradient, of_norm_weight, of_norm_bias = _aten.native_group_norm_backward(
-            gradient, inputs.to(normalised.dtype).contiguous(), mean, deviation, norm_weight.to(normalised.dtype),
-            batch, channels, size[0] * size[1], ctx.groups, [True, True, True],
+            gradient, inputs.to(precise).contiguous(), mean, deviation, norm_weight.to(precise),
+            batch, channels, height * width, ctx.groups, [True, True, True],
         )  # fmt: skip
         return (
             gradient.to(inputs.dtype),
@@ -117,7 +118,7 @@ def norm_silu_convolution(
     """`conv(resampled(silu(norm(inputs)), resample))`.
 
     Args:
-        norm: over the input's channels.
+        norm: `GalipGroupNorm` over the input's channels.
         conv: 3 x 3 with padding 1 and a bias.
         inputs: (B, C_in, H, W).
 
@@ -129,7 +130,7 @@ def norm_silu_convolution(
             inputs, norm.weight, norm.bias, conv.weight, conv.bias, norm.num_groups, norm.eps, resample
         )
         return result
-    output: Tensor = conv(resampled(F.silu(norm(inputs)), resample))
+    output: Tensor = conv(resampled(norm(inputs, silu=True), resample))
     return output
 
 

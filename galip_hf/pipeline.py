@@ -138,7 +138,7 @@ class GalipPipeline:
         target: str | Sequence[str],
         source: str | None = None,
         *,
-        batch_size: int = 8,
+        batch_size: int = 4,
         cycle: bool = False,
         crop: bool = False,
         resample: float | None = None,

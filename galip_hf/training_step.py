@@ -19,7 +19,8 @@ several batches may be added up before either moves: accumulation is exact.
 import math
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -58,7 +59,10 @@ class UnpairedBatch:
     def of(cls, items: Mapping[str, Tensor]) -> "UnpairedBatch":
         """From collated items of `UnpairedSlices`, on the host."""
         images, labels = (
-            [torch.cat([items[f"{name}_{first}"], items[f"{name}_{second}"]]) for first, second in ("ab", "ba")]
+            [
+                torch.cat([items[f"{name}_{first}"], items[f"{name}_{second}"]])
+                for first, second in ("ab", "ba")
+            ]
             for name in ("image", "domain")
         )
         return cls(
@@ -72,8 +76,10 @@ class UnpairedBatch:
         )
 
     def _map(self, change: Callable[[Tensor], Tensor]) -> "UnpairedBatch":
-        tensors = {name: value for name, value in vars(self).items() if isinstance(value, Tensor)}
-        return replace(self, **{name: change(value) for name, value in tensors.items()})
+        values: dict[str, Any] = {
+            name: change(value) if isinstance(value, Tensor) else value for name, value in vars(self).items()
+        }
+        return UnpairedBatch(**values)
 
     def to(self, device: torch.device) -> "UnpairedBatch":
         """The tensors on a device; from pinned memory without waiting."""

@@ -12,6 +12,7 @@ from galip_hf.domain_statistics import (
     SHAPE,
     DomainStatistics,
     count_spots,
+    find_spots,
     scan_score,
     slice_scores,
     strangeness,
@@ -42,9 +43,9 @@ def test_counts_by_hand() -> None:
     assert counts[5, 5, 0] == 256
     assert count_spots(np.zeros((1, 16, 16))).sum() == 0  # air is no foreground
     expected = -np.log((256 + 0.5) / (256 + 0.5 * counts.size))
-    np.testing.assert_allclose(strangeness(flat, counts), expected, rtol=1e-5)
+    np.testing.assert_allclose(strangeness(find_spots(flat), counts), expected, rtol=1e-5)
     unseen = -np.log(0.5 / (256 + 0.5 * counts.size))
-    np.testing.assert_allclose(strangeness(flat + 0.2, counts), unseen, rtol=1e-5)
+    np.testing.assert_allclose(strangeness(find_spots(flat + 0.2), counts), unseen, rtol=1e-5)
 
 
 def test_the_score_is_that_of_the_strangest_tenth() -> None:
@@ -53,7 +54,7 @@ def test_the_score_is_that_of_the_strangest_tenth() -> None:
     slices = np.full((3, 20, 20), 0.55, np.float32)
     slices[1, :, :10] = 1.05  # half of the slice is strange: more than the tenth that counts
     slices[2] = 0
-    scores = slice_scores(slices, counts)
+    scores = slice_scores(find_spots(slices), counts)
     assert scores[1] > scores[0] + 5 and np.isnan(scores[2])
     assert scan_score(scores) == pytest.approx(np.quantile(scores[:2], 0.9))
     assert scan_score(np.array([np.nan])) is None

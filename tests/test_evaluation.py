@@ -15,7 +15,8 @@ from skimage.exposure import match_histograms
 from galip_hf.clip_backbone import ClipBackbone
 from galip_hf.distribution import distribution_distances, slice_features
 from galip_hf.errors import GalipError
-from galip_hf.evaluation import evaluate, write_report
+from galip_hf.evaluation import evaluate
+from galip_hf.files import write_report
 from galip_hf.metrics import fixed_scores, foreground_mask, paper_scores
 
 DOMAINS = ("T1", "T2", "PD")

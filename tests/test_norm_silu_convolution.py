@@ -31,7 +31,9 @@ def test_outputs_and_gradients_are_those_of_the_composed_form(resample: Any, mea
     norm, conv = layers(torch.float64)
     inputs = mean + torch.randn(3, 8, 10, 12, dtype=torch.float64)
     parameters = [*norm.parameters(), *conv.parameters()]
-    found = outputs_and_gradients(lambda x: norm_silu_convolution(norm, conv, x, resample), inputs, parameters)
+    found = outputs_and_gradients(
+        lambda x: norm_silu_convolution(norm, conv, x, resample), inputs, parameters
+    )
     expected = outputs_and_gradients(lambda x: conv(resampled(F.silu(norm(x)), resample)), inputs, parameters)
     for value, reference in zip(found, expected, strict=True):
         torch.testing.assert_close(value, reference, rtol=1e-12, atol=1e-12)
