@@ -615,18 +615,30 @@ class GalipForImageTranslation(GalipPreTrainedModel):
             skips += level(skips[-1], None, None)
         return skips
 
-    def decode(self, features: Sequence[Tensor], labels: Tensor, prompt_states: Tensor) -> Tensor:
+    def decode(self, features: Sequence[Tensor], labels: Tensor, prompt: Prompt) -> Tensor:
         """The rest of the network: `forward` is `decode(encode(...))`, without the padding.
 
         Args:
             features: from `encode`.
             labels: (B,) int64 of the target domains.
-            prompt_states: (B, tokens, width).
+            prompt: states (B, tokens, width) of the targets' prompts, or `keys_and_values` of them.
 
         Returns:
             (B, 1, H, W), H and W those of the padded images.
         """
-        return self._decode(features, F.silu(self.label_embedding(labels)), prompt_states)
+        return self._decode(features, F.silu(self.label_embedding(labels)), prompt)
+
+    def keys_and_values(self, prompt_states: Tensor) -> dict[nn.Module, KeysAndValues]:
+        """All that the network computes of prompts alone: two (P, heads, tokens, d) for each cross-attention.
+
+        Args:
+            prompt_states: (P, tokens, width).
+        """
+        return {
+            module.cross_attention: module.cross_attention.keys_and_values(prompt_states)
+            for module in self.modules()
+            if isinstance(module, GalipTransformerBlock)
+        }
 
     def prepare_target(self, target_domain: str) -> GalipTarget:
         """What depends on the target alone: its label's embedding, the keys and values of its prompt.
@@ -635,12 +647,7 @@ class GalipForImageTranslation(GalipPreTrainedModel):
             GalipError: an unknown domain, or no prompt states.
         """
         labels = self.target_labels(target_domain, 1)
-        states = self._states_of_prompts(labels)
-        prompt: dict[nn.Module, KeysAndValues] = {
-            module.cross_attention: module.cross_attention.keys_and_values(states)
-            for module in self.modules()
-            if isinstance(module, GalipTransformerBlock)
-        }
+        prompt = self.keys_and_values(self._states_of_prompts(labels))
         return GalipTarget(target_domain, F.silu(self.label_embedding(labels)), prompt)
 
     def translate(self, pixel_values: Tensor, targets: Sequence[GalipTarget]) -> list[Tensor]:

@@ -2,13 +2,14 @@
 
 Source: Korkmaz & Patel, MIDL 2025, section 2. For an image x of domain A and a real image y of domain B:
 
-1. the part of the generator's encoder that does not know the target, once: G(x, A) and G(x, B) start there;
+1. keys and values of the prompts, and the part of the generator's encoder that does not know the target,
+   once: G(x, A) and G(x, B) start there;
 2. identity G(x, A): its loss, and backward down to there;
 3. fake G(x, B). Its reconstruction G(fake, A): the loss, and backward down to the fake;
 4. one pass of the frozen ViT over the fake (with gradients) and one over y (without); one pass of the heads
    over the features of both, cut off from the generator: it gives the discriminator's loss, and the gradient
    of the generator's adversarial loss with respect to the fake's features; backward down to the fake;
-5. backward through the fake with the sum of these gradients, and through the part of 1 with the sum of its.
+5. backward through the fake with the sum of these gradients, and through 1 with the sum of its.
 
 It is the gradient of the sum of all losses, but never are the graphs of more than two generator calls held.
 
@@ -23,12 +24,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from . import losses
 from .clip_backbone import ClipBackbone, ClipImageFeatures
 from .discriminator import GalipDiscriminator
-from .modeling_galip import GalipForImageTranslation
+from .modeling_galip import GalipForImageTranslation, KeysAndValues
 from .training_args import GalipLossWeights
 
 Values = dict[str, Tensor]
@@ -112,6 +113,42 @@ def _backward(
         torch.autograd.backward(outputs, gradients, inputs=inputs)
 
 
+class _Cut:
+    """Tensors at which the graph is cut: `leaves` gather the gradients of all that is computed from them."""
+
+    def __init__(self, tensors: Sequence[Tensor]) -> None:
+        self.tensors = tensors
+        self.leaves = [tensor.detach().requires_grad_() for tensor in tensors]
+
+    def backward(self) -> None:
+        """Go on from the leaves that got a gradient."""
+        used = [
+            (t, leaf.grad) for t, leaf in zip(self.tensors, self.leaves, strict=True) if leaf.grad is not None
+        ]
+        _backward([tensor for tensor, _ in used], [gradient for _, gradient in used])
+
+
+@dataclass(frozen=True)
+class _Prompts:
+    """Keys and values of some domains' prompts for each cross-attention.
+
+    Attributes:
+        labels: (P,) int64 of these domains, in order.
+        modules: the cross-attentions.
+        cut: keys and values of the first of them, of the second one, ...
+    """
+
+    labels: Tensor
+    modules: list[nn.Module]
+    cut: _Cut
+
+    def of(self, labels: Tensor) -> dict[nn.Module, KeysAndValues]:
+        """Those of each sample, its label being one of `labels`."""
+        positions = torch.searchsorted(self.labels, labels)
+        chosen = [leaf.index_select(0, positions) for leaf in self.cut.leaves]
+        return dict(zip(self.modules, zip(chosen[::2], chosen[1::2], strict=True), strict=True))
+
+
 class TrainingStep:
     """Adds the gradients of a batch to those of the generator and of the discriminator.
 
@@ -152,31 +189,50 @@ class TrainingStep:
         values: dict[str, Values] = {"losses": {}}
         weights = self.weights
         with self.autocast():
-            shared = self._encode(batch.sources)
-            # Where the graph is cut, the gradients of all that lies behind meet.
-            features = [tensor.detach().requires_grad_() for tensor in shared]
+            prompts = self._prompts(batch)
+            features = _Cut(self._encode(batch.sources))
             if weights.identity:
-                same = self._translate(features, batch.source_labels, batch)
+                same = self._translate(features.leaves, batch.source_labels, batch, prompts)
                 self._run_backward({"identity": losses.identity_loss(same, batch.sources)}, share, values)
                 del same
             if weights.cycle or weights.paired or self._uses_clip:
-                with_graph = self._translate(features, batch.target_labels, batch)
-                gradient = self._gradient_of_fakes(batch, with_graph.detach(), share, values)
-                _backward([with_graph], [gradient])
-            _backward(shared, [tensor.grad for tensor in features])
+                fakes = _Cut([self._translate(features.leaves, batch.target_labels, batch, prompts)])
+                self._losses_of_fakes(batch, fakes.leaves[0], prompts, share, values)
+                fakes.backward()
+            features.backward()
+            prompts.cut.backward()
         return values
 
     @property
     def _uses_clip(self) -> bool:
         return bool(self.weights.adversarial or self.weights.class_token or self.weights.clip)
 
-    def _gradient_of_fakes(
-        self, batch: UnpairedBatch, fakes: Tensor, share: float, values: dict[str, Values]
+    def _prompts(self, batch: UnpairedBatch) -> "_Prompts":
+        """Each domain's prompt is looked at once, however many images and passes there are."""
+        # Of a sample that has it: the labels are on the device, and nothing need go there.
+        samples = [batch.target_domains.index(label) for label in sorted(set(batch.target_domains))]
+        labels = torch.stack([batch.target_labels[sample] for sample in samples])
+        prompts = self.generator.keys_and_values(self.generator.prompt_states[labels])
+        return _Prompts(labels, list(prompts), _Cut([tensor for pair in prompts.values() for tensor in pair]))
+
+    def _translate(
+        self, features: list[Tensor], labels: Tensor, batch: UnpairedBatch, prompts: "_Prompts"
     ) -> Tensor:
-        """Of all losses on the fakes (N, 1, H, W), with respect to them; adds the networks' own gradients."""
-        fakes.requires_grad_()
+        height, width = batch.sources.shape[-2:]
+        images: Tensor = self._decode(features, labels, prompts.of(labels))
+        return images[..., :height, :width].float()
+
+    def _losses_of_fakes(
+        self,
+        batch: UnpairedBatch,
+        fakes: Tensor,
+        prompts: "_Prompts",
+        share: float,
+        values: dict[str, Values],
+    ) -> None:
+        """Add the gradients of all losses on the fakes (N, 1, H, W), a leaf, to it and to the networks."""
         if self.weights.cycle:
-            back = self._translate(self._encode(fakes), batch.source_labels, batch)
+            back = self._translate(self._encode(fakes), batch.source_labels, batch, prompts)
             self._run_backward({"cycle": losses.cycle_loss(back, batch.sources)}, share, values)
             del back
         if self.weights.paired:
@@ -184,13 +240,6 @@ class TrainingStep:
             self._run_backward({"paired": paired}, share, values)
         if self._uses_clip:
             self._clip_part(batch, fakes, share, values)
-        assert fakes.grad is not None
-        return fakes.grad
-
-    def _translate(self, features: list[Tensor], labels: Tensor, batch: UnpairedBatch) -> Tensor:
-        height, width = batch.sources.shape[-2:]
-        images: Tensor = self._decode(features, labels, self.generator.prompt_states[labels])
-        return images[..., :height, :width].float()
 
     def _weighted(self, named: Values, share: float) -> Tensor:
         """The sum over both directions of the weighted losses, scaled for the backward pass."""
