@@ -68,10 +68,8 @@ def compare(
 @torch.inference_mode()
 def targets(model: GalipForImageTranslation, repeats: int) -> dict[str, Any]:
     """One slice to one target and to three, which share the first part of the encoder."""
-    slices, prepared = (
-        torch.rand(1, 1, 256, 256),
-        [model.prepare_target(n) for n in model.config.domain_names],
-    )
+    slices = torch.rand(1, 1, 256, 256)
+    prepared = [model.prepare_target(name) for name in model.config.domain_names]
     calls = {
         "one target": lambda: model.translate(slices, prepared[:1]),
         "three targets": lambda: model.translate(slices, prepared),
