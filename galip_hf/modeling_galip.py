@@ -400,8 +400,9 @@ class GalipPreTrainedModel(PreTrainedModel):
         Args:
             repo_id: `user/name`; made if it is not there.
             **options: of `galip_hf.hub.push_model_directory`: `private`, `revision`, `create_pr`, `tag`,
-                `commit_message`, `commit_description`, `token`;
-                `tags` are the card's.
+                `subfolder`, `variant`, `with_code`, `commit_message`, `commit_description`, `token`; `tags`
+                are the card's; `processor` is the model's (made of its domains by default, without
+                statistics of training slices).
 
         Raises:
             GalipError: see `push_model_directory`; also in a process that has this file alone.
