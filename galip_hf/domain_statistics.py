@@ -57,9 +57,9 @@ class DomainStatistics:
                 f"{where}: version is {values['version']!r}, this galip_hf reads {VERSION}; update galip_hf"
             )
         try:
-            counts = np.array([[int(word) for word in row.split()] for row in values["counts"]]).reshape(
-                SHAPE
-            )
+            counts = np.array(
+                [[int(word) for word in row.split()] for row in values["counts"]], dtype=np.int64
+            ).reshape(SHAPE)
             mean, deviation = float(values["score_mean"]), float(values["score_deviation"])
         except (ValueError, TypeError, AttributeError, OverflowError):
             raise GalipError(

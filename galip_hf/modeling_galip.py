@@ -20,6 +20,8 @@ from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
+from huggingface_hub import get_token, try_to_load_from_cache
+from huggingface_hub.errors import HTTPError
 from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import PreTrainedModel
@@ -36,14 +38,18 @@ KeysAndValues = tuple[Tensor, Tensor]
 Prompt = Tensor | Mapping[nn.Module, KeysAndValues]
 
 
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())
+def _one_line(error: Exception, token: str | bool | None = None) -> str:
+    """The message, without the access token should a server have quoted it."""
+    message = " ".join(str(error).split()) or type(error).__name__
+    for secret in (token, get_token()):
+        if isinstance(secret, str) and secret:
+            message = message.replace(secret, "<token>")
+    return message
 
 
-def _check_shards(folder: str) -> None:
-    """Refuse a list of weight files that leads out of its folder."""
-    index = os.path.join(folder, "model.safetensors.index.json")
-    if not os.path.isfile(index):
+def _check_shards(index: Any) -> None:
+    """Refuse a list of weight files, if there is one, that leads out of its folder or to a pickle."""
+    if not isinstance(index, str) or not os.path.isfile(index):
         return
     try:
         with open(index, encoding="utf-8") as file:
@@ -355,29 +361,38 @@ class GalipPreTrainedModel(PreTrainedModel):
                 f"{folder}: not a model directory (no config.json in it); expected one written by "
                 "save_pretrained"
             )
-        if kwargs.get("use_safetensors") is False:
-            raise GalipError("use_safetensors=False: only safetensors are loaded; a pickle could run code")
-        _check_shards(folder)
+        for option in ("use_safetensors", "weights_only"):
+            if kwargs.get(option) is False:
+                raise GalipError(f"{option}=False: only safetensors are loaded; a pickle could run code")
+        suffix = f".{kwargs['variant']}" if kwargs.get("variant") else ""
+        weights, index = f"model{suffix}.safetensors", f"model.safetensors.index{suffix}.json"
+        _check_shards(os.path.join(folder, index))
         wants_info = kwargs.pop("output_loading_info", False)
         loading = {
             **kwargs,
             "output_loading_info": True,
             "ignore_mismatched_sizes": True,
             "use_safetensors": True,
+            "weights_only": True,  # for what a list of weight files may name
         }
         try:
             loaded: Any = super().from_pretrained(pretrained_model_name_or_path, *args, **loading)
         except SafetensorError as error:
             reason = f"the weights (*.safetensors) are damaged: {_one_line(error)}"
             raise GalipError(f"{directory}: {reason}") from None
-        except (GalipError, OSError) as error:
-            reason = _one_line(error)
+        # What is wrong with the files or with the Hub comes in many kinds; a wrong argument is a TypeError.
+        except (OSError, ValueError, RuntimeError, HTTPError) as error:
+            reason = _one_line(error, kwargs.get("token"))
             if "use_safetensors" in reason:
                 reason = (
-                    "no model.safetensors in it; weights in a pickle (.bin, .pt, .pth) are refused because a "
+                    f"no {weights} in it; weights in a pickle (.bin, .pt, .pth) are refused because a "
                     "pickle can run code: ask its owner for safetensors"
                 )
             raise GalipError(f"{directory}: {reason}") from None
+        if not os.path.isdir(directory):  # of the Hub: the list was not to be had before
+            path = f"{kwargs['subfolder']}/{index}" if kwargs.get("subfolder") else index
+            places = {name: kwargs.get(name) for name in ("cache_dir", "revision")}
+            _check_shards(try_to_load_from_cache(directory, path, **places))
         model, info = loaded
         faults = [
             f"{len(info[kind])} {kind.removesuffix('_keys')} (e.g. {sorted(map(str, info[kind]))[0]})"
