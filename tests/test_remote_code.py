@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -16,7 +17,8 @@ from transformers import AutoConfig, AutoImageProcessor, AutoModelForImageToImag
 from galip_hf import GalipConfig, GalipForImageTranslation, GalipImageProcessor
 from galip_hf.hub import code_files, push_model_directory
 
-REPO = "alice/model"
+REPO = "alice/galip-ixi"  # as in the documentation
+DOCUMENTATION = (Path(__file__).parent.parent / "docs" / "hub.md").read_text(encoding="utf-8")
 MODULES = {
     "configuration_galip.py",
     "domain_statistics.py",
@@ -54,6 +56,11 @@ import numpy as np, torch
 from transformers import AutoConfig, AutoImageProcessor, AutoModelForImageToImage
 torch.set_num_threads(1)
 for job in jobs:
+    if "code" in job:
+        names = {"image": np.load(job["image"])}
+        exec(job["code"], names)
+        np.save(job["output"], names["translation"].detach().numpy())
+        continue
     source, options = job["source"], {**job["options"], "trust_remote_code": True}
     processor_options = {name: value for name, value in options.items() if name != "variant"}
     model = AutoModelForImageToImage.from_pretrained(source, **options)
@@ -155,6 +162,9 @@ def test_identical_output_without_the_package(
     home = tmp_path / "home"
     home.mkdir()
     online = [job(REPO, "a.npy", **pinned), job(REPO, "b.npy", revision="v2", subfolder="ema", variant="ema")]
+    code = re.search(r"```python\n(.*?)```", DOCUMENTATION, flags=re.DOTALL)[1]
+    code = re.sub("[0-9a-f]{40}", commit.oid, code)
+    online.append({"code": code, "image": str(image), "output": str(tmp_path / "e.npy")})
     hub.forget_requests()
     told = run_without_the_package(online, home, HF_ENDPOINT=hub.url, HF_TOKEN=TOKEN)
     assert told.startswith("transformers_modules.") and "domain 'none' is unknown" in told
@@ -164,7 +174,7 @@ def test_identical_output_without_the_package(
     run_without_the_package(offline, home, HF_HUB_OFFLINE="1", HF_ENDPOINT=hub.url)
     expected = expected_output(directory, image)
     assert np.abs(expected).max() > 0.1
-    for name in ("a.npy", "b.npy", "c.npy", "d.npy"):
+    for name in ("a.npy", "b.npy", "c.npy", "d.npy", "e.npy"):
         assert np.array_equal(np.load(tmp_path / name), expected), name
 
 
