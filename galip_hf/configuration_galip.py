@@ -65,6 +65,15 @@ _VALUES_OF_TRANSFORMERS: dict[str, tuple[Any, ...]] = {
     "dtype": (None, *_PRECISIONS),
     "torch_dtype": (None, *_PRECISIONS),
 }
+_TYPES_OF_TRANSFORMERS = {
+    "architectures": list,
+    "auto_map": dict,
+    "chunk_size_feed_forward": int,
+    "is_encoder_decoder": bool,
+    "output_hidden_states": bool,
+    "return_dict": bool,
+    "transformers_version": str,
+}
 
 
 def _is_number(value: object) -> bool:
@@ -222,9 +231,10 @@ class GalipConfig(PreTrainedConfig):
                 value = str(value).removeprefix("torch.")
             if value not in list(allowed):  # a list: it may be unhashable
                 raise GalipError(f"GalipConfig: {name} is {str(value)[:60]!r}; expected one of {allowed}")
-        auto_map = kwargs.get("auto_map")
-        if auto_map is not None and not isinstance(auto_map, dict):
-            raise GalipError(f"GalipConfig: auto_map is {str(auto_map)[:60]!r}; expected an object")
+        for name, kind in _TYPES_OF_TRANSFORMERS.items():
+            value = kwargs[name] if name in kwargs else getattr(self, name, None)
+            if value is not None and not isinstance(value, kind):
+                raise GalipError(f"GalipConfig: {name} is {str(value)[:60]!r}; expected a {kind.__name__}")
 
     @classmethod
     def get_config_dict(cls, *args: Any, **kwargs: Any) -> Any:
@@ -248,6 +258,8 @@ class GalipConfig(PreTrainedConfig):
         try:
             config, unused = super().from_dict(config_dict, return_unused_kwargs=True, **kwargs)
             config.validate()
+        except TypeError as error:  # a key that is a parameter's name, such as self
+            raise GalipError(f"GalipConfig: {' '.join(str(error).split())}") from None
         except StrictDataclassError as error:
             reason = error.__cause__ or error
             if isinstance(reason, GalipError):

@@ -72,7 +72,7 @@ def hub_errors(subject: str, token: str | bool | None = None) -> Iterator[None]:
         yield
     except GalipError:
         raise
-    except (HTTPError, OSError, EntryNotFoundError, ValueError) as error:
+    except (HTTPError, OSError, EntryNotFoundError, ValueError, RuntimeError) as error:
         reason = " ".join(_reason(error).split())
         for secret in (token, get_token()):  # no client message holds one; should one ever, it stops here
             if isinstance(secret, str) and secret:
@@ -109,6 +109,8 @@ def _reason(error: BaseException) -> str:
         return (
             f"the Hub cannot be reached ({type(error).__name__}: {error}); check the network or HF_ENDPOINT"
         )
+    if isinstance(error, RuntimeError) and error.__cause__ is not None:  # of an upload
+        return f"{error} {_reason(error.__cause__)}"
     return str(error) or type(error).__name__
 
 
@@ -162,17 +164,28 @@ def resolve_model(
             allow_patterns=[str(PurePosixPath(subfolder, file)) for file in (CONFIG, PROCESSOR, weights)],
         )
     directory = Path(snapshot, subfolder)
-    missing = [file for file in (CONFIG, weights, PROCESSOR) if not (directory / file).is_file()]
-    if missing:
-        raise HubError(
-            f"{name}: {', '.join(missing)} is not in {subfolder or 'the repository'}; expected config.json, "
-            f"{weights} and {PROCESSOR} (a pickle in place of safetensors could run code and is not loaded)"
-        )
+    for file in (CONFIG, weights, PROCESSOR):
+        if not (directory / file).is_file():
+            _complete(name, str(PurePosixPath(subfolder, file)), Path(snapshot).name, token)
     if verify:
         _verify_with_hub(name, Path(snapshot), token)
     elif verify is None:
         _verify_blobs(name, [directory / file for file in (CONFIG, weights, PROCESSOR)])
     return directory
+
+
+def _complete(name: str, path: str, commit: str, token: str | bool | None) -> None:
+    """Get a file that the snapshot lacks: it is not in the repository, or the Hub could not be asked."""
+    with hub_errors(name, token):
+        try:
+            hf_hub_download(name, path, revision=commit, token=token)
+        except EntryNotFoundError as error:
+            if isinstance(error, LocalEntryNotFoundError):
+                raise
+            raise HubError(
+                f"{name}: {path} is not in the repository; expected config.json, the weights and {PROCESSOR} "
+                "beside each other (a pickle in place of safetensors could run code and is not loaded)"
+            ) from None
 
 
 def checked_subfolder(subfolder: str) -> str:

@@ -16,6 +16,7 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from pickle import PickleError
 from typing import Any, Literal
 
 import torch
@@ -59,6 +60,14 @@ def _check_shards(index: Any) -> None:
     for name in names:
         if not isinstance(name, str) or os.path.basename(name) != name or not name.endswith(".safetensors"):
             raise GalipError(f"{index}: names {name!r}; expected *.safetensors files in the same folder")
+
+
+def _cached(repo: str, name: str, options: Mapping[str, Any]) -> Any:
+    """Path of a repository's file in the cache, if it is there; `options` as in `from_pretrained`."""
+    path = f"{options['subfolder']}/{name}" if options.get("subfolder") else name
+    return try_to_load_from_cache(
+        repo, path, cache_dir=options.get("cache_dir"), revision=options.get("revision")
+    )
 
 
 @dataclass
@@ -377,22 +386,20 @@ class GalipPreTrainedModel(PreTrainedModel):
         }
         try:
             loaded: Any = super().from_pretrained(pretrained_model_name_or_path, *args, **loading)
+            if not os.path.isdir(directory):  # of the Hub: the list was not to be had before
+                _check_shards(_cached(directory, index, kwargs))
         except SafetensorError as error:
             reason = f"the weights (*.safetensors) are damaged: {_one_line(error)}"
             raise GalipError(f"{directory}: {reason}") from None
         # What is wrong with the files or with the Hub comes in many kinds; a wrong argument is a TypeError.
-        except (OSError, ValueError, RuntimeError, HTTPError) as error:
+        except (OSError, ValueError, RuntimeError, HTTPError, PickleError, EOFError) as error:
             reason = _one_line(error, kwargs.get("token"))
-            if "use_safetensors" in reason:
+            if "use_safetensors" in reason or f"file named {weights}" in reason:
                 reason = (
                     f"no {weights} in it; weights in a pickle (.bin, .pt, .pth) are refused because a "
                     "pickle can run code: ask its owner for safetensors"
                 )
             raise GalipError(f"{directory}: {reason}") from None
-        if not os.path.isdir(directory):  # of the Hub: the list was not to be had before
-            path = f"{kwargs['subfolder']}/{index}" if kwargs.get("subfolder") else index
-            places = {name: kwargs.get(name) for name in ("cache_dir", "revision")}
-            _check_shards(try_to_load_from_cache(directory, path, **places))
         model, info = loaded
         faults = [
             f"{len(info[kind])} {kind.removesuffix('_keys')} (e.g. {sorted(map(str, info[kind]))[0]})"

@@ -127,7 +127,7 @@ class Fault:
     """What goes wrong with the requests whose "METHOD path" matches.
 
     `action` is a status code (with `body` for a message), `truncate` (half of the body, then the connection
-    closes), `stall` (half of the body, then nothing until the server stops), `flip` (one bit in the middle of
+    closes), `stall` (half of the body, then no more), `flip` (one bit in the middle of
     the body), `drop` (no answer) or `lie` (the answer is `body`, with a length of its own).
     """
 
@@ -364,7 +364,8 @@ class _Handler(BaseHTTPRequestHandler):
             self.send_header(name, value)
         self.end_headers()
         if self.command != "HEAD":
-            self.wfile.write(body[: len(body) // 2] if action in ("truncate", "stall") else body)
+            sent = {"truncate": len(body) // 2, "stall": 0 if self.headers.get("Range") else len(body) // 2}
+            self.wfile.write(body[: sent.get(str(action), len(body))])
         if action == "stall":
             self.wfile.flush()
             self.server.stopping.wait(timeout=60)
