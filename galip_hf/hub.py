@@ -12,7 +12,7 @@ import os
 import re
 import tempfile
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -156,36 +156,52 @@ def resolve_model(
             option = "revision" if revision is not None else "verify"
             raise GalipError(f"{name}: {option} was given, but this is a local directory; leave it out")
         return directory
-    with hub_errors(name, token):
-        snapshot = snapshot_download(
-            name,
-            revision=revision,
-            token=token,
-            allow_patterns=[str(PurePosixPath(subfolder, file)) for file in (CONFIG, PROCESSOR, weights)],
-        )
-    directory = Path(snapshot, subfolder)
-    for file in (CONFIG, weights, PROCESSOR):
-        if not (directory / file).is_file():
-            _complete(name, str(PurePosixPath(subfolder, file)), Path(snapshot).name, token)
+    files = [str(PurePosixPath(subfolder, file)) for file in (CONFIG, weights, PROCESSOR)]
+    snapshot = _snapshot(name, files, revision, token)
     if verify:
-        _verify_with_hub(name, Path(snapshot), token)
+        _verify_with_hub(name, snapshot, token)
     elif verify is None:
-        _verify_blobs(name, [directory / file for file in (CONFIG, weights, PROCESSOR)])
-    return directory
+        _verify_blobs(name, [snapshot / file for file in files])
+    return snapshot / subfolder
 
 
-def _complete(name: str, path: str, commit: str, token: str | bool | None) -> None:
-    """Get a file that the snapshot lacks: it is not in the repository, or the Hub could not be asked."""
+def _snapshot(name: str, files: Sequence[str], revision: str | None, token: str | bool | None) -> Path:
+    """The folder of the cache with `files`, downloaded if the Hub has newer ones and can be asked."""
+
+    def folder(**options: Any) -> Path:
+        return Path(
+            snapshot_download(name, revision=revision, token=token, allow_patterns=list(files), **options)
+        )
+
+    def whole(snapshot: Path) -> bool:
+        return all((snapshot / file).is_file() for file in files)
+
     with hub_errors(name, token):
         try:
-            hf_hub_download(name, path, revision=commit, token=token)
-        except EntryNotFoundError as error:
-            if isinstance(error, LocalEntryNotFoundError):
-                raise
-            raise HubError(
-                f"{name}: {path} is not in the repository; expected config.json, the weights and {PROCESSOR} "
-                "beside each other (a pickle in place of safetensors could run code and is not loaded)"
-            ) from None
+            snapshot = folder()
+        except (
+            HTTPError
+        ) as error:  # the client looks into its cache for refused connections, not for cut ones
+            with suppress(LocalEntryNotFoundError):
+                if not isinstance(error, HfHubHTTPError) and whole(snapshot := folder(local_files_only=True)):
+                    return snapshot
+            raise
+        for file in files:
+            if not (snapshot / file).is_file():  # not in the repository, or the Hub could not be asked
+                _download(name, file, snapshot.name, token)
+    return snapshot
+
+
+def _download(name: str, file: str, commit: str, token: str | bool | None) -> None:
+    try:
+        hf_hub_download(name, file, revision=commit, token=token)
+    except EntryNotFoundError as error:
+        if isinstance(error, LocalEntryNotFoundError):
+            raise
+        raise HubError(
+            f"{name}: {file} is not in the repository; expected config.json, the weights and {PROCESSOR} "
+            "beside each other (a pickle in place of safetensors could run code and is not loaded)"
+        ) from None
 
 
 def checked_subfolder(subfolder: str) -> str:
