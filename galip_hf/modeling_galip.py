@@ -39,13 +39,24 @@ KeysAndValues = tuple[Tensor, Tensor]
 Prompt = Tensor | Mapping[nn.Module, KeysAndValues]
 
 
-def _one_line(error: Exception, token: str | bool | None = None) -> str:
-    """The message, without the access token should a server have quoted it."""
-    message = " ".join(str(error).split()) or type(error).__name__
-    for secret in (token, get_token()):
+# What is wrong with the files or with the Hub comes in many kinds; a wrong argument is a TypeError.
+_LOADING_ERRORS = (SafetensorError, OSError, ValueError, RuntimeError, HTTPError, PickleError, EOFError)
+
+
+def _fault(error: Exception, weights: str, token: str | bool | None) -> str:
+    """Why a model with the file `weights` was not loaded, in one line."""
+    reason = " ".join(str(error).split()) or type(error).__name__
+    for secret in (token, get_token()):  # should a server have quoted it
         if isinstance(secret, str) and secret:
-            message = message.replace(secret, "<token>")
-    return message
+            reason = reason.replace(secret, "<token>")
+    if isinstance(error, SafetensorError):
+        return f"the weights (*.safetensors) are damaged: {reason}"
+    if "use_safetensors" in reason or f"file named {weights}" in reason:
+        return (
+            f"no {weights} in it; weights in a pickle (.bin, .pt, .pth) are refused because a pickle can run "
+            "code: ask its owner for safetensors"
+        )
+    return reason
 
 
 def _check_shards(index: Any) -> None:
@@ -388,18 +399,8 @@ class GalipPreTrainedModel(PreTrainedModel):
             loaded: Any = super().from_pretrained(pretrained_model_name_or_path, *args, **loading)
             if not os.path.isdir(directory):  # of the Hub: the list was not to be had before
                 _check_shards(_cached(directory, index, kwargs))
-        except SafetensorError as error:
-            reason = f"the weights (*.safetensors) are damaged: {_one_line(error)}"
-            raise GalipError(f"{directory}: {reason}") from None
-        # What is wrong with the files or with the Hub comes in many kinds; a wrong argument is a TypeError.
-        except (OSError, ValueError, RuntimeError, HTTPError, PickleError, EOFError) as error:
-            reason = _one_line(error, kwargs.get("token"))
-            if "use_safetensors" in reason or f"file named {weights}" in reason:
-                reason = (
-                    f"no {weights} in it; weights in a pickle (.bin, .pt, .pth) are refused because a "
-                    "pickle can run code: ask its owner for safetensors"
-                )
-            raise GalipError(f"{directory}: {reason}") from None
+        except _LOADING_ERRORS as error:
+            raise GalipError(f"{directory}: {_fault(error, weights, kwargs.get('token'))}") from None
         model, info = loaded
         faults = [
             f"{len(info[kind])} {kind.removesuffix('_keys')} (e.g. {sorted(map(str, info[kind]))[0]})"
