@@ -16,10 +16,13 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from pickle import PickleError
 from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
+from huggingface_hub import get_token, try_to_load_from_cache
+from huggingface_hub.errors import HTTPError
 from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import PreTrainedModel
@@ -43,14 +46,29 @@ def _is_channels_last(images: Tensor) -> bool:
     return images.is_contiguous(memory_format=torch.channels_last) and not images.is_contiguous()
 
 
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())
+# What is wrong with the files or with the Hub comes in many kinds; a wrong argument is a TypeError.
+_LOADING_ERRORS = (SafetensorError, OSError, ValueError, RuntimeError, HTTPError, PickleError, EOFError)
 
 
-def _check_shards(folder: str) -> None:
-    """Refuse a list of weight files that leads out of its folder."""
-    index = os.path.join(folder, "model.safetensors.index.json")
-    if not os.path.isfile(index):
+def _fault(error: Exception, weights: str, token: str | bool | None) -> str:
+    """Why a model with the file `weights` was not loaded, in one line."""
+    reason = " ".join(str(error).split()) or type(error).__name__
+    for secret in (token, get_token()):  # should a server have quoted it
+        if isinstance(secret, str) and secret:
+            reason = reason.replace(secret, "<token>")
+    if isinstance(error, SafetensorError):
+        return f"the weights (*.safetensors) are damaged: {reason}"
+    if "use_safetensors" in reason or f"file named {weights}" in reason:
+        return (
+            f"no {weights} in it; weights in a pickle (.bin, .pt, .pth) are refused because a pickle can run "
+            "code: ask its owner for safetensors"
+        )
+    return reason
+
+
+def _check_shards(index: Any) -> None:
+    """Refuse a list of weight files, if there is one, that leads out of its folder or to a pickle."""
+    if not isinstance(index, str) or not os.path.isfile(index):
         return
     try:
         with open(index, encoding="utf-8") as file:
@@ -60,6 +78,14 @@ def _check_shards(folder: str) -> None:
     for name in names:
         if not isinstance(name, str) or os.path.basename(name) != name or not name.endswith(".safetensors"):
             raise GalipError(f"{index}: names {name!r}; expected *.safetensors files in the same folder")
+
+
+def _cached(repo: str, name: str, options: Mapping[str, Any]) -> Any:
+    """Path of a repository's file in the cache, if it is there; `options` as in `from_pretrained`."""
+    path = f"{options['subfolder']}/{name}" if options.get("subfolder") else name
+    return try_to_load_from_cache(
+        repo, path, cache_dir=options.get("cache_dir"), revision=options.get("revision")
+    )
 
 
 @dataclass
@@ -393,29 +419,26 @@ class GalipPreTrainedModel(PreTrainedModel):
                 f"{folder}: not a model directory (no config.json in it); expected one written by "
                 "save_pretrained"
             )
-        if kwargs.get("use_safetensors") is False:
-            raise GalipError("use_safetensors=False: only safetensors are loaded; a pickle could run code")
-        _check_shards(folder)
+        for option in ("use_safetensors", "weights_only"):
+            if kwargs.get(option) is False:
+                raise GalipError(f"{option}=False: only safetensors are loaded; a pickle could run code")
+        suffix = f".{kwargs['variant']}" if kwargs.get("variant") else ""
+        weights, index = f"model{suffix}.safetensors", f"model.safetensors.index{suffix}.json"
+        _check_shards(os.path.join(folder, index))
         wants_info = kwargs.pop("output_loading_info", False)
         loading = {
             **kwargs,
             "output_loading_info": True,
             "ignore_mismatched_sizes": True,
             "use_safetensors": True,
+            "weights_only": True,  # for what a list of weight files may name
         }
         try:
             loaded: Any = super().from_pretrained(pretrained_model_name_or_path, *args, **loading)
-        except SafetensorError as error:
-            reason = f"the weights (*.safetensors) are damaged: {_one_line(error)}"
-            raise GalipError(f"{directory}: {reason}") from None
-        except (GalipError, OSError) as error:
-            reason = _one_line(error)
-            if "use_safetensors" in reason:
-                reason = (
-                    "no model.safetensors in it; weights in a pickle (.bin, .pt, .pth) are refused because a "
-                    "pickle can run code: ask its owner for safetensors"
-                )
-            raise GalipError(f"{directory}: {reason}") from None
+            if not os.path.isdir(directory):  # of the Hub: the list was not to be had before
+                _check_shards(_cached(directory, index, kwargs))
+        except _LOADING_ERRORS as error:
+            raise GalipError(f"{directory}: {_fault(error, weights, kwargs.get('token'))}") from None
         model, info = loaded
         faults = [
             f"{len(info[kind])} {kind.removesuffix('_keys')} (e.g. {sorted(map(str, info[kind]))[0]})"
@@ -438,8 +461,9 @@ class GalipPreTrainedModel(PreTrainedModel):
         Args:
             repo_id: `user/name`; made if it is not there.
             **options: of `galip_hf.hub.push_model_directory`: `private`, `revision`, `create_pr`, `tag`,
-                `commit_message`, `commit_description`, `token`;
-                `tags` are the card's.
+                `subfolder`, `variant`, `with_code`, `commit_message`, `commit_description`, `token`; `tags`
+                are the card's; `processor` is the model's (made of its domains by default, without
+                statistics of training slices).
 
         Raises:
             GalipError: see `push_model_directory`; also in a process that has this file alone.

@@ -18,6 +18,7 @@ from .data.sampling import UnpairedSlices
 from .data.streaming import StreamedSlices, open_stream
 from .data.table import SliceReader, SubjectVolume, load_table, write_table
 from .distributed import process_state
+from .domain_scores import measure_domain
 from .domain_statistics import DomainStatistics
 from .domains import load_heads
 from .errors import GalipError
@@ -123,7 +124,7 @@ def measure_statistics(table: datasets.Dataset, domains: Sequence[str]) -> dict[
     statistics = {}
     for domain, volumes in rows.items():
         try:
-            statistics[domain] = DomainStatistics.measure(_TableVolumes(reader, list(volumes.values())))
+            statistics[domain] = measure_domain(_TableVolumes(reader, list(volumes.values())))
         except GalipError as error:
             logger.warning("%s: no statistics of its training slices are kept (%s)", domain, error)
     return statistics

@@ -11,7 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from .domain_statistics import DomainStatistics, find_spots, scan_score, slice_scores
+from .domain_scores import find_spots, scan_score, slice_scores
+from .domain_statistics import DomainStatistics
 
 # Mean absolute difference of output and input, in model space inside the foreground, under which the output
 # is taken for the input: the noise of a scan is about as large.

@@ -38,6 +38,8 @@ def add_parser(commands: Any) -> None:
         "--model", required=True, help="model directory, or a repository of the Hub (user/name)"
     )
     translate.add_argument("--revision", help="branch, tag or commit of a Hub repository")
+    translate.add_argument("--subfolder", default="", help="folder of the directory or repository")
+    translate.add_argument("--variant", help="of the weights: 'ema' stands for model.ema.safetensors")
     translate.add_argument(
         "--verify",
         action="store_true",
@@ -138,6 +140,8 @@ def _load(arguments: argparse.Namespace) -> "GalipPipeline":
         arguments.model,
         revision=arguments.revision,
         verify=arguments.verify,
+        subfolder=arguments.subfolder,
+        variant=arguments.variant,
         device=arguments.device,
         precision=arguments.precision,
     )
