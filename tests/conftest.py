@@ -140,9 +140,9 @@ def table_directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
 MakeTrainer = Callable[..., GalipTrainer]
 
 
-@pytest.fixture
-def make_trainer(tiny_backbone: ClipBackbone, table_directory: Path, tmp_path: Path) -> MakeTrainer:
-    """Make a trainer of a new tiny model; keyword arguments go to the training arguments."""
+@pytest.fixture(scope="session")
+def make_trainer_in(tiny_backbone: ClipBackbone, table_directory: Path) -> MakeTrainer:
+    """Make a trainer of a new tiny model in `output_dir`; keyword arguments go to the training arguments."""
 
     def make(
         validate: Any = None,
@@ -150,8 +150,7 @@ def make_trainer(tiny_backbone: ClipBackbone, table_directory: Path, tmp_path: P
         model_fields: Mapping[str, Any] | None = None,
         **arguments: Any,
     ) -> GalipTrainer:
-        values = {"output_dir": str(tmp_path / "run"), "max_steps": 3, "batch_size": 2, **arguments}
-        settings = GalipTrainingArguments(**values)
+        settings = GalipTrainingArguments(**{"max_steps": 3, "batch_size": 2, **arguments})
         torch.manual_seed(model_seed)
         model = GalipForImageTranslation(tiny_config(**(model_fields or {})))
         dataset = UnpairedSlices(
@@ -161,6 +160,12 @@ def make_trainer(tiny_backbone: ClipBackbone, table_directory: Path, tmp_path: P
         return GalipTrainer(model, processor, tiny_backbone, settings, dataset, validate)
 
     return make
+
+
+@pytest.fixture
+def make_trainer(make_trainer_in: MakeTrainer, tmp_path: Path) -> MakeTrainer:
+    """As `make_trainer_in`, by default in `tmp_path / "run"`."""
+    return lambda *args, **named: make_trainer_in(*args, **{"output_dir": str(tmp_path / "run"), **named})
 
 
 def tiny_run_recipe(path: Path, table: Path, clip: Path, **training: Any) -> Path:
