@@ -2,7 +2,7 @@
 
 python benchmarks/precision.py [--steps 800] [--seeds 0 1 2] [--threads 1]
 
-The demo trains 200 steps, after which two float32 runs that differ by a rounding may be 0.5 dB apart. So the
+The demo trains 200 steps, after which float32 runs with one thread and with two were 1 dB apart. So the
 protocol, fixed before the first run: four times its steps, the learning rate's schedule stretched with them;
 for each seed (of weights, sampling and training subjects) one run in float32, one in bfloat16, and a
 control: float32 with a learning rate larger by a millionth. Scored is the model that a run saves, on the

@@ -305,7 +305,11 @@ class GalipTrainer:
         return bool(every) and (self.step % every == 0 or self.step == self.arguments.max_steps)
 
     def _log(self, entry: Mapping[str, Any]) -> None:
-        self.processes.on_main(lambda: self.log and self.log.write(entry))
+        def write() -> None:
+            if self.log:
+                self.log.write(entry)
+
+        self.processes.on_main(write)
 
     def _log_skipped(self) -> None:
         """Name the batches of skipped steps; stop when there were too many in a row."""

@@ -185,20 +185,14 @@ def table_directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
 MakeTrainer = Callable[..., GalipTrainer]
 
 
-@pytest.fixture
-def make_trainer(tiny_backbone: ClipBackbone, table_directory: Path, tmp_path: Path) -> MakeTrainer:
-    """Make a trainer of a new tiny model; keyword arguments go to the training arguments."""
+@pytest.fixture(scope="session")
+def make_trainer_in(tiny_backbone: ClipBackbone, table_directory: Path) -> MakeTrainer:
+    """Make a trainer of a new tiny model in `output_dir`; keyword arguments go to the training arguments."""
 
-    def make(
-        validate: Any = None,
-        model_seed: int = 0,
-        model_fields: Mapping[str, Any] | None = None,
-        **arguments: Any,
-    ) -> GalipTrainer:
-        values = {"output_dir": str(tmp_path / "run"), "max_steps": 3, "batch_size": 2, **arguments}
-        settings = GalipTrainingArguments(**values)
+    def make(validate: Any = None, model_seed: int = 0, **arguments: Any) -> GalipTrainer:
+        settings = GalipTrainingArguments(**{"max_steps": 3, "batch_size": 2, **arguments})
         torch.manual_seed(model_seed)
-        model = GalipForImageTranslation(tiny_config(**(model_fields or {})))
+        model = GalipForImageTranslation(tiny_config())
         dataset = UnpairedSlices(
             load_table(table_directory)["train"], domains=model.config.domain_names, seed=settings.seed
         )
@@ -206,6 +200,12 @@ def make_trainer(tiny_backbone: ClipBackbone, table_directory: Path, tmp_path: P
         return GalipTrainer(model, processor, tiny_backbone, settings, dataset, validate)
 
     return make
+
+
+@pytest.fixture
+def make_trainer(make_trainer_in: MakeTrainer, tmp_path: Path) -> MakeTrainer:
+    """As `make_trainer_in`, by default in `tmp_path / "run"`."""
+    return lambda *args, **named: make_trainer_in(*args, **{"output_dir": str(tmp_path / "run"), **named})
 
 
 def tiny_run_recipe(path: Path, table: Path, clip: Path, **training: Any) -> Path:

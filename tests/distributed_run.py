@@ -125,7 +125,7 @@ def main() -> None:
     result |= {"processes": trainer.processes.size, "twenty_steps": digest(trainer)}
 
     result |= resumed("", num_workers=1)
-    # Epochs of five steps: cut in the first, and resumed in its middle.
+    # An epoch has ten steps: cut, and resumed, in the middle of one.
     result |= resumed("stream_", kind=Streamed, num_workers=2)
 
     poisoned = make_trainer("poisoned", kind=Poisoned, max_steps=4, logging_steps=4)

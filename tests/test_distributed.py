@@ -188,35 +188,47 @@ def test_a_resumed_run_equals_an_unbroken_one(
 
 
 def test_validation_is_that_of_one_process(
-    two_processes: tuple[Path, list[dict[str, Any]]], clip_directory: Path, tmp_path: Path
+    two_processes: tuple[Path, list[dict[str, Any]]], tiny_backbone: ClipBackbone
 ) -> None:
+    """The model that both found best, scored by one: the same figures, with and without pairs."""
     output, results = two_processes
     first, second = (result["validated"] for result in results)
     assert first == second
-    # A batch of two, as the two processes have together.
-    alone = validated_run(tmp_path / "alone", output / "table", clip_directory, batch_size=2)
-    assert (first["stopped"], first["best"]) == (alone["stopped"], alone["best"])
-    assert 1 < alone["best"] < alone["stopped"] < 12  # better at first, then no more
+    best = GalipForImageTranslation.from_pretrained(output / "validated" / "best")
+    processor = GalipImageProcessor.from_pretrained(output / "validated" / "best")
+    figures = Validation(load_table(output / "table"), NAMES, processor, tiny_backbone)(best)
     paired, unpaired = ["T1->T2", "T2->T1"], ["T1->CT", "T2->CT", "CT->T1", "CT->T2"]
     expected = {f"psnr {direction}" for direction in paired} | {f"kid {direction}" for direction in unpaired}
-    for found, figures in zip(first["figures"], alone["figures"], strict=True):
-        assert list(found) == list(figures) and expected <= set(figures)
-        assert found == pytest.approx(figures, rel=1e-3, abs=1e-4)
-    two, one = output / "validated", tmp_path / "alone"
-    weights = [load_file(run / "best" / "model.safetensors") for run in (two, one)]
-    assert all(torch.allclose(weights[0][name], value, atol=1e-4) for name, value in weights[1].items())
-    names = [sorted(path.name for path in (run / "pictures").iterdir()) for run in (two, one)]
+    found = first["figures"][first["best"] - 1]
+    assert list(found) == list(figures) and expected <= set(figures)
+    assert found == pytest.approx(figures, rel=1e-4, abs=1e-4)
+
+
+def test_a_validated_run_is_that_of_one_process(
+    two_processes: tuple[Path, list[dict[str, Any]]], clip_directory: Path, tmp_path: Path
+) -> None:
+    output, results = two_processes
+    found = results[0]["validated"]
+    # A batch of two, as the two processes have together.
+    alone = validated_run(tmp_path / "alone", output / "table", clip_directory, batch_size=2)
+    assert (found["stopped"], found["best"]) == (alone["stopped"], alone["best"])
+    assert 1 < alone["best"] < alone["stopped"] < 12  # better at first, then no more
+    for both, one in zip(found["figures"], alone["figures"], strict=True):
+        assert list(both) == list(one)
+        assert both == pytest.approx(one, rel=1e-2, abs=1e-3)
+    folders = [output / "validated" / "pictures", tmp_path / "alone" / "pictures"]
+    names = [sorted(path.name for path in folder.iterdir()) for folder in folders]
     assert names[0] == names[1] == [f"step-{step:08d}.png" for step in range(1, alone["stopped"] + 1)]
     for name in names[0]:
-        pictures = [np.asarray(Image.open(run / "pictures" / name).convert("L"), int) for run in (two, one)]
-        assert np.abs(pictures[0] - pictures[1]).max() <= 2  # of 255
+        both, one = (np.asarray(Image.open(folder / name).convert("L"), int) for folder in folders)
+        assert np.abs(both - one).mean() < 0.5  # of 255
 
 
 def test_the_half_life_is_in_images_of_all_processes(
     two_processes: tuple[Path, list[dict[str, Any]]],
 ) -> None:
     _, results = two_processes
-    # Four images a step, by both: two half-lives. `test_validation_is_that_of_one_process` has the averages.
+    # Four images a step, by both: two half-lives. The averages are compared above.
     assert [result["validated"]["decay"] for result in results] == [0.25, 0.25]
 
 

@@ -4,6 +4,7 @@ import copy
 import dataclasses
 import json
 import random
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -351,34 +352,42 @@ def test_training_draws_from_no_global_generator(make_trainer: MakeTrainer) -> N
     assert (np.random.get_state()[1].tolist(), random.getstate()) == before[1:]
 
 
-def test_resuming_a_finished_run_trains_no_further(make_trainer: MakeTrainer) -> None:
-    first = make_trainer(checkpoint_steps=3)
-    first.train()
-    again = make_trainer(checkpoint_steps=3, resume=True, model_seed=123)
+@pytest.fixture(scope="module")
+def finished(make_trainer_in: MakeTrainer, tmp_path_factory: pytest.TempPathFactory) -> GalipTrainer:
+    """A run of three steps, with a checkpoint of the last one."""
+    trainer = make_trainer_in(output_dir=str(tmp_path_factory.mktemp("finished") / "run"), checkpoint_steps=3)
+    trainer.train()
+    return trainer
+
+
+@pytest.fixture
+def resume(finished: GalipTrainer, make_trainer: MakeTrainer, tmp_path: Path) -> MakeTrainer:
+    """Make a trainer that goes on from a copy of the finished run."""
+    shutil.copytree(finished.arguments.output_path, tmp_path / "run")
+    return lambda **arguments: make_trainer(resume=True, **arguments)
+
+
+def test_resuming_a_finished_run_trains_no_further(finished: GalipTrainer, resume: MakeTrainer) -> None:
+    again = resume(checkpoint_steps=3, model_seed=123)
     again.train()
-    assert_equal_states(state_of(first), state_of(again))
+    assert_equal_states(state_of(finished), state_of(again))
 
 
-def test_resuming_another_model_is_refused(make_trainer: MakeTrainer) -> None:
-    make_trainer(checkpoint_steps=3).train()
-    trainer = make_trainer(resume=True)
+def test_resuming_another_model_is_refused(resume: MakeTrainer) -> None:
+    trainer = resume()
     trainer.generator.config.label_width = 8
     with pytest.raises(GalipError, match=r"step-00000003: was made with model label_width=16, .* has 8"):
         trainer.train()
 
 
 @pytest.mark.parametrize("changed", [{"seed": 1}, {"batch_size": 3}, {"gradient_accumulation_steps": 2}])
-def test_resuming_with_another_order_of_data_is_refused(
-    make_trainer: MakeTrainer, changed: dict[str, Any]
-) -> None:
-    make_trainer(checkpoint_steps=3).train()
+def test_resuming_with_another_order_of_data_is_refused(resume: MakeTrainer, changed: dict[str, Any]) -> None:
     with pytest.raises(GalipError, match=rf"was made with training {next(iter(changed))}="):
-        make_trainer(resume=True, **changed).train()
+        resume(**changed).train()
 
 
-def test_resuming_with_other_slices_is_refused(make_trainer: MakeTrainer) -> None:
-    make_trainer(checkpoint_steps=3).train()
-    trainer = make_trainer(resume=True)
+def test_resuming_with_other_slices_is_refused(resume: MakeTrainer) -> None:
+    trainer = resume()
     assert isinstance(trainer.loader.dataset, UnpairedSlices)
     one_fewer = trainer.loader.dataset._rows_of_domain[1][:-1]
     trainer.loader.dataset._rows_of_domain[1] = one_fewer
@@ -389,24 +398,15 @@ def test_resuming_with_other_slices_is_refused(make_trainer: MakeTrainer) -> Non
         trainer.train()
 
 
-def test_resuming_with_another_clip_model_is_refused(make_trainer: MakeTrainer) -> None:
-    make_trainer(checkpoint_steps=3).train()
-    trainer = make_trainer(resume=True)
+def test_resuming_with_another_clip_model_is_refused(resume: MakeTrainer) -> None:
+    trainer = resume()
     trainer.generator.prompt_states.neg_()  # as another text tower would encode them
     with pytest.raises(GalipError, match=r"was made with the CLIP model .+ set it back"):
         trainer.train()
 
 
-def test_precision_may_change_on_the_way(make_trainer: MakeTrainer) -> None:
-    make_trainer(checkpoint_steps=3).train()
-    trainer = make_trainer(resume=True, max_steps=4, mixed_precision="fp16")
-    trainer.train()
-    assert trainer.step == 4
-
-
-def test_a_longer_run_goes_on(make_trainer: MakeTrainer) -> None:
-    make_trainer(checkpoint_steps=3).train()
-    trainer = make_trainer(resume=True, max_steps=5, learning_rate=1e-4, logging_steps=1)
+def test_precision_and_other_choices_may_change_on_the_way(resume: MakeTrainer) -> None:
+    trainer = resume(max_steps=5, mixed_precision="fp16", learning_rate=1e-4, logging_steps=1)
     trainer.train()
     assert trainer.step == 5
 
