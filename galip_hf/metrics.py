@@ -249,7 +249,7 @@ def sharpness_ratio(prediction: np.ndarray, target: np.ndarray, mask: np.ndarray
     strengths = []
     for side in (prediction, target):
         gradients = np.gradient(np.asarray(side, np.float64), axis=(1, 2))
-        strengths.append(float(np.hypot(*(gradient[mask] for gradient in gradients)).mean()))
+        strengths.append(float(np.hypot(*(np.asarray(gradient)[mask] for gradient in gradients)).mean()))
     return strengths[0] / strengths[1] if strengths[1] > 0 else None
 
 
