@@ -22,25 +22,37 @@ class Histogram:
     Attributes:
         values: (V,) of the image's dtype.
         quantiles: (V,) float64, the share of pixels at or below each value.
-        positions: of the image's shape: where each pixel stands among the values.
     """
 
     values: np.ndarray
     quantiles: np.ndarray
-    positions: np.ndarray
 
     @classmethod
     def of(cls, image: np.ndarray) -> "Histogram":
         """The histogram of a float image of any shape without NaN."""
+        values, counts = np.unique(image, return_counts=True)
+        return cls(values, np.cumsum(counts) / image.size)
+
+
+@dataclass(frozen=True, eq=False)
+class RankedImage:
+    """An image to be matched: its histogram, and where each pixel stands among the values."""
+
+    histogram: Histogram
+    positions: np.ndarray
+
+    @classmethod
+    def of(cls, image: np.ndarray) -> "RankedImage":
+        """Rank a float image of any shape without NaN."""
         tensor = torch.from_numpy(np.array(image, order="C"))
         values, positions, counts = torch.unique(tensor, return_inverse=True, return_counts=True)
-        quantiles = np.cumsum(counts.numpy()) / image.size
-        return cls(values.numpy(), quantiles, positions.numpy())
+        return cls(Histogram(values.numpy(), np.cumsum(counts.numpy()) / image.size), positions.numpy())
 
-    def matched_to(self, reference: "Histogram") -> np.ndarray:
+    def matched_to(self, reference: Histogram) -> np.ndarray:
         """The image with the cumulative histogram of the reference."""
-        mapped = np.interp(self.quantiles, reference.quantiles, reference.values)
-        return mapped[self.positions].astype(self.values.dtype, copy=False)
+        own = self.histogram
+        mapped = np.interp(own.quantiles, reference.quantiles, reference.values)
+        return mapped[self.positions].astype(own.values.dtype, copy=False)
 
 
 def histogram_reference(slices: Sequence[np.ndarray] | np.ndarray) -> Histogram:
@@ -59,4 +71,4 @@ def mean_slice(domain: str, slices: Sequence[np.ndarray] | np.ndarray) -> np.nda
     return total / len(slices)
 
 
-__all__ = ["HISTOGRAM_SLICES", "Histogram", "histogram_reference", "mean_slice"]
+__all__ = ["HISTOGRAM_SLICES", "Histogram", "RankedImage", "histogram_reference", "mean_slice"]

@@ -246,10 +246,14 @@ def sharpness_ratio(prediction: np.ndarray, target: np.ndarray, mask: np.ndarray
         prediction, target: (S, H, W), S any, H and W at least 2.
         mask: (S, H, W) bool, the target's foreground.
     """
-    strengths = []
-    for side in (prediction, target):
-        gradients = np.gradient(np.asarray(side, np.float64), axis=(1, 2))
-        strengths.append(float(np.hypot(*(np.asarray(gradient)[mask] for gradient in gradients)).mean()))
+
+    def strength(side: np.ndarray) -> float:
+        def inside(index: int) -> np.ndarray:
+            return np.hypot(*np.gradient(np.asarray(side[index], np.float64)))[mask[index]]
+
+        return float(np.concatenate(_each_slice(inside, len(mask))).mean())
+
+    strengths = strength(prediction), strength(target)
     return strengths[0] / strengths[1] if strengths[1] > 0 else None
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from .baselines import Histogram
+from .baselines import Histogram, RankedImage
 from .errors import GalipError
 from .metrics import (
     FixedTarget,
@@ -91,20 +91,20 @@ def score_subject(
         target: _target(subject, target, task) for target in dict.fromkeys(t for _, t in task.directions)
     }
     means: dict[str, Any] = {}  # the baseline "mean" does not depend on the source
-    histograms: dict[str, Histogram] = {}
+    ranked: dict[str, RankedImage] = {}
     for source, target in task.directions:
         direction, prepared = f"{source}->{target}", targets[target]
         if isinstance(prepared, str) or (task.sources and source not in subject):
             reason = prepared if isinstance(prepared, str) else f"{source} missing"
             result.exclusions.append({"subject": name, "direction": direction, "reason": reason})
             continue
-        if source not in histograms:
-            histograms = {}  # that of one source at a time
+        if source not in ranked:
+            ranked = {}  # one source at a time
         try:
             prediction = _prediction(predict, source, target, task)
             scores = {} if prediction is None else _model_scores(prediction, subject.get(source), prepared)
             if task.baselines:
-                scores |= _baseline_scores(subject.get(source), source, target, prepared, histograms, task)
+                scores |= _baseline_scores(subject.get(source), source, target, prepared, ranked, task)
                 if target in task.mean_slices:
                     if target not in means:
                         mean = np.broadcast_to(task.mean_slices[target], prepared.volume.shape)
@@ -161,17 +161,17 @@ def _baseline_scores(
     source: str,
     target_domain: str,
     target: _Target,
-    histograms: dict[str, Histogram],
+    ranked: dict[str, RankedImage],
     task: Task,
 ) -> dict[str, Any]:
     """Of the source (`volume`) copied and histogram-matched."""
     if volume is None:
         return {}
     scores = {"copy": _score(volume, target)}
-    if source not in histograms:
-        histograms[source] = Histogram.of(volume)
+    if source not in ranked:
+        ranked[source] = RankedImage.of(volume)
     reference = task.histogram_references.get(target_domain)
-    matched = histograms[source].matched_to(reference or Histogram.of(target.volume))
+    matched = ranked[source].matched_to(reference or Histogram.of(target.volume))
     return scores | {"histogram": _score(matched, target)}
 
 

@@ -5,7 +5,7 @@ import pytest
 from conftest import smooth_volume
 from skimage.exposure import match_histograms
 
-from galip_hf.baselines import HISTOGRAM_SLICES, Histogram, histogram_reference, mean_slice
+from galip_hf.baselines import HISTOGRAM_SLICES, Histogram, RankedImage, histogram_reference, mean_slice
 from galip_hf.errors import GalipError
 
 
@@ -28,7 +28,7 @@ def images() -> dict[str, np.ndarray]:
 def test_matched_histograms_are_scikit_images(source: str, reference: str) -> None:
     image, other = images()[source], images()[reference][:2]
     before = image.copy()
-    matched = Histogram.of(image).matched_to(Histogram.of(other))
+    matched = RankedImage.of(image).matched_to(Histogram.of(other))
     expected = match_histograms(image, other)
     assert matched.dtype == expected.dtype and matched.tobytes() == expected.tobytes()
     np.testing.assert_array_equal(image, before)
@@ -37,7 +37,7 @@ def test_matched_histograms_are_scikit_images(source: str, reference: str) -> No
 def test_a_read_only_image_is_taken() -> None:
     image = smooth_volume(1)
     image.flags.writeable = False
-    np.testing.assert_array_equal(Histogram.of(image).matched_to(Histogram.of(image)), image)
+    np.testing.assert_array_equal(RankedImage.of(image).matched_to(Histogram.of(image)), image)
 
 
 def test_references_are_of_evenly_spaced_slices() -> None:
