@@ -1,14 +1,18 @@
 """Compiling where there is a compiler: the same gradients, the same names; one line where there is none."""
 
+import json
 import logging
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import torch._inductor.config as inductor_config
-from conftest import filled_model, tiny_config
+from conftest import MakeTrainer, filled_model, tiny_config
+from safetensors.torch import load_file
 
+from galip_hf.checkpoint import latest_checkpoint
 from galip_hf.compiling import can_compile, missing_compiler
 from galip_hf.discriminator import GalipDiscriminator
 
@@ -24,6 +28,37 @@ def test_without_a_compiler_one_line_and_no_compiling(
         assert not can_compile(CPU)
     (record,) = caplog.records
     assert record.message.startswith("torch_compile: no C++ compiler") and "without it" in record.message
+
+
+@pytest.mark.skipif(missing_compiler(CPU) is not None, reason="no compiler here")
+def test_a_compiled_run_is_a_plain_one(make_trainer: MakeTrainer, tmp_path: Path) -> None:
+    torch.compiler.reset()
+    logs, keys = {}, {}
+    for compiled in (False, True):
+        output = tmp_path / str(compiled)
+        # One level: to compile more takes minutes.
+        trainer = make_trainer(
+            output_dir=str(output),
+            torch_compile=compiled,
+            batch_size=1,
+            logging_steps=1,
+            checkpoint_steps=3,
+            model_fields={"channel_multipliers": [1], "attention_rates": [1]},
+        )
+        trainer.train()
+        logs[compiled] = [
+            json.loads(line) for line in (output / "log.jsonl").read_text(encoding="utf-8").splitlines()
+        ]
+        checkpoint = latest_checkpoint(output / "checkpoints")
+        assert checkpoint is not None
+        files = [*checkpoint.glob("*.safetensors"), output / "model" / "model.safetensors"]
+        keys[compiled] = {path.name: set(load_file(path)) for path in files}
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] > 0  # it was not plain, too
+    assert keys[True] == keys[False]
+    assert not any("_orig_mod" in key for names in keys[True].values() for key in names)
+    for compiled, plain in zip(logs[True], logs[False], strict=True):
+        for group in ("losses", "discriminator_outputs", "gradient_norms"):
+            assert compiled[group] == pytest.approx(plain[group], rel=1e-3, abs=1e-5)
 
 
 # Without graph breaks: `aot_eager` traces forward and backward as a compiler would, and needs none.
