@@ -1,62 +1,258 @@
-"""Model cards, made from config.json: what was not measured is not in them.
+"""Model cards, made from what lies beside the weights: what was not measured is not in them.
 
-The sections between `<!-- galip-hf: begin NAME -->` and `end NAME` are made anew each time; all other text,
-and all keys of the front matter that are not ours, belong to the people who wrote them.
+The facts come from config.json, training.json (`training_facts`) and report.json (`galip-hf evaluate`); what
+is not there is said to be unknown. The sections between `<!-- galip-hf: begin NAME -->` and `end NAME` are
+made anew each time. All other text, the headings too, and all keys of the front matter that are not ours
+belong to the people who wrote them. `card_check` compares a card with the report.
 """
 
 import json
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
 
+import jinja2
 import yaml
 from huggingface_hub import ModelCard, ModelCardData
 
 from .configuration_galip import GalipConfig
 from .errors import GalipError
+from .report import REGIONS, file_hash, model_index
+from .training_facts import TRAINING
 
-CARD = "README.md"
+if TYPE_CHECKING:
+    from .recipe import Recipe
+
+CARD, REPORT = "README.md", "report.json"
 TEMPLATE = Path(__file__).with_name("card_template.md")
 TAGS = ("galip", "medical", "unpaired-image-translation", "synthetic-data")
+OUR_KEYS = ("library_name", "pipeline_tag", "tags", "model-index")
 
-_SECTION = re.compile(
+SECTION = re.compile(
     r"<!-- galip-hf: begin (?P<name>\w+) -->.*?<!-- galip-hf: end (?P=name) -->", flags=re.DOTALL
 )
+_MARKER = re.compile(r"<!-- galip-hf: (begin|end) (\w+) -->")
 
 
-def model_card(directory: Path, *, repo: str, pushed: str | None = None, tags: Sequence[str] = ()) -> str:
-    """The card of a model directory, for its README.md in the repository `repo`.
+def model_card(
+    directory: str | Path,
+    *,
+    repo: str | None = None,
+    pushed: str | None = None,
+    tags: Sequence[str] = (),
+    license: str | None = None,
+) -> str:
+    """The card of a model directory, for its README.md.
 
-    Text written by hand comes from the directory's README.md if there is one, else from `pushed`, the card
-    that the repository has. `tags` are added to the front matter.
+    Text written by hand comes from the directory's README.md where somebody edited it, else from `pushed`.
+
+    Args:
+        directory: with config.json and weights; training.json, report.json and pictures may be missing.
+        repo: repository that the usage example names; the directory by default.
+        pushed: the card that the repository has.
+        tags: to add to the front matter.
+        license: identifier for the front matter, such as apache-2.0; as it was by default.
 
     Raises:
-        GalipError: config.json or the card cannot be read.
+        GalipError: one of the files cannot be read, or report.json is of other weights.
     """
-    fresh = _fresh_card(directory, repo)
-    base = _read(directory / CARD) if (directory / CARD).is_file() else pushed
-    card = fresh if base is None else _merge(_parse(base, str(directory / CARD)), fresh)
-    card.data.tags = list(dict.fromkeys([*(card.data.tags or []), *tags]))
-    return str(card).rstrip() + "\n"
+    directory = Path(directory)
+    path = directory / CARD
+    local = parse_card(read_text(path), str(path)) if path.is_file() else None
+    remote = parse_card(pushed, f"{repo or directory}: {CARD}") if pushed is not None else None
+    if local is not None and remote is not None:
+        is_edited = _own_part(local) != _own_part(fresh_card(directory, local, repo))
+        base = local if is_edited else remote
+    else:
+        base = local or remote
+    if base is not None and license is not None:
+        base.data.license = license
+    fresh = fresh_card(directory, base, repo, license)
+    return _text(base, fresh, tags)
 
 
-def _fresh_card(directory: Path, repo: str) -> Any:
-    config = GalipConfig.from_dict(_read_json(directory / "config.json"))
-    data = ModelCardData(
+def planned_card(recipe_path: str | Path, path: str | Path, license: str | None = None) -> str:
+    """The card of a model that a recipe would make: marked as without weights, and without any score.
+
+    Args:
+        recipe_path: the recipe.
+        path: of the card, whose text written by hand is kept if it is there.
+        license: as in `model_card`.
+
+    Raises:
+        GalipError: the recipe or the card cannot be read.
+    """
+    from .recipe import load_recipe
+
+    path, recipe_path = Path(path), Path(recipe_path)
+    base = parse_card(read_text(path), str(path)) if path.is_file() else None
+    if base is not None and license is not None:
+        base.data.license = license
+    recipe = load_recipe(recipe_path)
+    config = GalipConfig.from_dict(recipe.model)
+    fresh = _render(config, base, license, plan=_plan(recipe, recipe_path.name))
+    return _text(base, fresh, ())
+
+
+def fresh_card(directory: Path, base: Any = None, repo: str | None = None, license: str | None = None) -> Any:
+    """The card of a model directory without text by hand; licence and emissions are those `base` states."""
+    values = read_json(directory / "config.json")
+    report = read_json(directory / REPORT) if (directory / REPORT).is_file() else None
+    training = read_json(directory / TRAINING) if (directory / TRAINING).is_file() else None
+    if report is not None:
+        check_report(directory, report, directory / REPORT)
+    return _render(
+        GalipConfig.from_dict(values),
+        base,
+        license,
+        source=repo or str(directory),
+        has_code="auto_map" in values,
+        report=report,
+        training=training,
+        pictures=[quote(path.relative_to(directory).as_posix()) for path in pictures(directory)],
+    )
+
+
+def evidence(directory: Path) -> list[str]:
+    """What the card of a directory rests upon, as names in it: to be pushed beside it."""
+    files = [directory / name for name in (REPORT, TRAINING) if (directory / name).is_file()]
+    return [path.relative_to(directory).as_posix() for path in [*files, *pictures(directory)]]
+
+
+def pictures(directory: Path) -> list[Path]:
+    """The PNG files of a directory and of its folder `panels`."""
+    return [*sorted(directory.glob("*.png")), *sorted(directory.glob("panels/*.png"))]
+
+
+# Facts to text
+
+
+def _render(config: GalipConfig, base: Any, license: str | None, **facts: Any) -> Any:
+    training, report = facts.get("training"), facts.get("report")
+    stated = base.data.to_dict() if base is not None else {}
+    provenance = (report or {}).get("provenance", {})
+    dataset = Path(str(provenance.get("data", "unknown"))).name
+    known = {
+        "config": config,
+        "has_weights": "plan" not in facts,
+        "license": license or stated.get("license"),
+        "emissions": _emissions(stated.get("co2_eq_emissions")),
+        "settings": (training or {}).get("settings", {}),
+        "provenance": provenance,
+        "dataset": dataset,
+        **facts,
+    }
+    try:
+        if report is not None:
+            from .report_html import findings
+
+            known |= {"tables": _tables(report), "findings": findings(report)}
+            split = str(provenance.get("split", "unknown"))
+            index = model_index(report, model_name=_title(config), dataset=dataset, split=split)
+        else:
+            index = []
+        text = _ENVIRONMENT.from_string(read_text(TEMPLATE)).render(known)
+    except (KeyError, TypeError, AttributeError, ValueError, jinja2.TemplateError) as error:
+        reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+        raise GalipError(f"{TRAINING} or {REPORT} is not of the expected form ({reason})") from None
+    card: Any = ModelCard("---\n{}\n---\n\n" + text)
+    card.data = ModelCardData(
+        license=license,
         library_name="transformers",
         pipeline_tag="image-to-image",
         tags=[*TAGS, *sorted({domain["modality"].lower() for domain in config.domains})],
+        datasets=(training or {}).get("data", {}).get("datasets"),
+        base_model=_base_model((training or facts.get("plan") or {}).get("clip")),
+        **({"model-index": index} if index else {}),
     )
-    return ModelCard.from_template(
-        data,
-        template_str=TEMPLATE.read_text(encoding="utf-8"),
-        domains=[{**domain, "rule": _rule(domain["intensity"])} for domain in config.domains],
-        parameters=f"{config.num_parameters:,}",
-        image_size=config.image_size,
-        text_conditioning=config.text_conditioning,
-        repo=json.dumps(repo),
-    )
+    return card
+
+
+def _title(config: GalipConfig) -> str:
+    return "I2I-Galip: " + ", ".join(config.domain_names)
+
+
+def _plan(recipe: "Recipe", name: str) -> dict[str, Any]:
+    from .training_facts import recipe_facts
+
+    facts = recipe_facts(recipe, None)
+    return {
+        "recipe": name,
+        "data": facts["data"]["description"],
+        "clip": facts["clip"],
+        "settings": recipe.training.to_dict(),
+    }
+
+
+def _tables(report: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The report's tables as texts; the headline, `fixed` inside the foreground, first."""
+    tables = []
+    for protocol in ("fixed", "paper"):
+        values = report["protocols"][protocol]
+        for region in REGIONS[protocol]:
+            baselines = values[region]["baselines"]
+            rows = [
+                [
+                    _cell(direction),
+                    str(cell["n"]),
+                    *_scores(cell),
+                    *(_short_score(baselines[name][direction]) for name in baselines),
+                ]
+                for direction, cell in values[region]["directions"].items()
+            ]
+            tables.append(
+                {
+                    "protocol": protocol,
+                    "version": values["version"],
+                    "description": values["description"],
+                    "region": region,
+                    "baselines": list(baselines),
+                    "rows": rows,
+                }
+            )
+    return tables
+
+
+def _scores(cell: Mapping[str, Any]) -> list[str]:
+    if cell["psnr"] is None:
+        return ["not scored"] * 3
+    interval = cell.get("psnr_ci95")
+    psnr = f"{cell['psnr']:.2f}" + (f" [{interval[0]:.2f}, {interval[1]:.2f}]" if interval else "")
+    return [psnr, f"{cell['ssim']:.3f}", f"{cell['mae']:.4g}"]
+
+
+def _short_score(cell: Mapping[str, Any]) -> str:
+    return "not scored" if cell["psnr"] is None else f"{cell['psnr']:.2f} ({cell['ssim']:.3f})"
+
+
+def check_report(directory: Path, report: Mapping[str, Any], path: Path) -> None:
+    """A report of other weights says nothing about these.
+
+    Raises:
+        GalipError: the report, read from `path`, is not of the weights in `directory`.
+    """
+    scored = report.get("provenance", {}).get("model_weights_sha256")
+    if scored is None:
+        raise GalipError(
+            f"{path}: does not say which weights it scored; expected one made by galip-hf evaluate --model"
+        )
+    weights = sorted(directory.glob("model*.safetensors"))
+    if scored not in map(file_hash, weights):
+        raise GalipError(
+            f"{path}: was made with other weights (SHA-256 {str(scored)[:12]}…) than those in {directory}; "
+            "evaluate this model, or remove the report"
+        )
+
+
+def _emissions(stated: Any) -> Any:
+    """Grams, as the Hub's metadata have them: a number, or a mapping with `emissions`."""
+    return stated.get("emissions") if isinstance(stated, Mapping) else stated
+
+
+def _base_model(clip: str | None) -> str | None:
+    return clip.removeprefix("hf-hub:") if clip and clip.startswith("hf-hub:") else None
 
 
 def _rule(rule: Mapping[str, Any]) -> str:
@@ -66,43 +262,130 @@ def _rule(rule: Mapping[str, Any]) -> str:
     return f"{unit} {rule['lower']:g} to {rule['upper']:g}"
 
 
+def _cell(text: object) -> str:
+    """Free text for a cell of a table."""
+    return " ".join(str(text).split()).replace("|", "\\|")
+
+
+def _code(text: object) -> str:
+    """Free text as a code span, verbatim."""
+    text = str(text).replace("|", "\\|")
+    return f"`` {text} ``" if "`" in text else f"`{text}`"
+
+
+def _pairs(values: Mapping[str, Any], form: str = "%s") -> str:
+    return ", ".join(f"{_cell(name)} {form % value}" for name, value in values.items())
+
+
+def _number(value: float | None, form: str) -> str:
+    return "none" if value is None else form % value
+
+
+_ENVIRONMENT = jinja2.Environment(trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True)
+_ENVIRONMENT.filters |= {
+    "cell": _cell,
+    "code": _code,
+    "number": _number,
+    "pairs": _pairs,
+    "rule": _rule,
+    "string_literal": json.dumps,
+    "without_step": lambda values: {name: value for name, value in values.items() if name != "step"},
+}
+
+
 # Text by hand and text by us
+
+
+def parse_card(text: str, where: str) -> Any:
+    """A card, its markers checked.
+
+    Raises:
+        GalipError: the front matter is not YAML, or a marker lacks its partner.
+    """
+    try:
+        card: Any = ModelCard(text.replace("\r\n", "\n"), ignore_metadata_errors=True)
+    except (ValueError, TypeError, yaml.YAMLError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise GalipError(f"{where}: the card's front matter is not readable ({reason}); mend it") from None
+    markers = _MARKER.findall(card.text)
+    expected = [(word, name) for _, name in markers[::2] for word in ("begin", "end")]
+    names = [name for word, name in markers if word == "begin"]
+    if markers != expected or len(set(names)) != len(names):
+        broken = next((m for m, e in zip(markers, expected, strict=False) if m != e), markers[-1])
+        raise GalipError(
+            f"{where}: the markers <!-- galip-hf: … --> do not pair up, at '{' '.join(broken)}'; each begin "
+            "needs its end after it, once"
+        )
+    return card
+
+
+def _text(base: Any, fresh: Any, tags: Sequence[str]) -> str:
+    card = fresh if base is None else _merge(base, fresh)
+    card.data.tags = list(dict.fromkeys([*(card.data.tags or []), *tags]))
+    return str(card).rstrip() + "\n"
 
 
 def _merge(card: Any, fresh: Any) -> Any:
     """`card` with the generated sections and our keys of the front matter taken from `fresh`."""
-    for section in _SECTION.finditer(fresh.text):
+    end = 0
+    for section in SECTION.finditer(fresh.text):
         name, new = section["name"], section.group()
-        old = next((found for found in _SECTION.finditer(card.text) if found["name"] == name), None)
+        heading, end = fresh.text[end : section.start()].strip(), section.end()
+        old = next((found for found in SECTION.finditer(card.text) if found["name"] == name), None)
         if old is None:
-            card.text = f"{card.text.rstrip()}\n\n{new}\n"
+            heading = heading[heading.rfind("## ") :]  # of the first one: without title and introduction
+            card.text = f"{card.text.rstrip()}\n\n{heading}\n\n{new}\n"
         else:
             card.text = card.text[: old.start()] + new + card.text[old.end() :]
-    old_tags = card.data.tags or []
-    for key in ("library_name", "pipeline_tag"):
+    for key in ("library_name", "pipeline_tag", "eval_results", "model_name"):
         setattr(card.data, key, getattr(fresh.data, key))
-    card.data.tags = list(dict.fromkeys([*old_tags, *(fresh.data.tags or [])]))
+    if fresh.data.base_model is not None:
+        card.data.base_model = fresh.data.base_model
+    for key in ("datasets", "tags"):
+        values = [*_as_list(card.data.get(key)), *_as_list(fresh.data.get(key))]
+        setattr(card.data, key, list(dict.fromkeys(values)) or None)
     return card
 
 
-def _parse(text: str, where: str) -> Any:
-    try:
-        return ModelCard(text, ignore_metadata_errors=True)
-    except (ValueError, TypeError, yaml.YAMLError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise GalipError(f"{where}: the card's front matter is not readable ({reason}); mend it") from None
+def _as_list(value: Any) -> list[str]:
+    return [value] if isinstance(value, str) else list(value or [])
 
 
-def _read(path: Path) -> str:
+def _own_part(card: Any) -> tuple[str, dict[str, Any]]:
+    """What people wrote: the text outside the sections, blank space aside, and keys that are not ours."""
+    data = {key: value for key, value in card.data.to_dict().items() if key not in OUR_KEYS}
+    return by_hand(card.text), data
+
+
+def by_hand(text: str) -> str:
+    """The text outside the generated sections, each paragraph on a line."""
+    paragraphs = re.split(r"\n\s*\n", SECTION.sub("\n\n", text))
+    return "\n".join(" ".join(paragraph.split()) for paragraph in paragraphs if paragraph.strip())
+
+
+# Files
+
+
+def read_text(path: Path) -> str:
+    """A text file.
+
+    Raises:
+        GalipError: it cannot be read.
+    """
     try:
         return path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError):
         raise GalipError(f"{path}: not readable; expected a text file") from None
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object.
+
+    Raises:
+        GalipError: it cannot be read.
+    """
     try:
-        values = json.loads(_read(path))
+        values = json.loads(read_text(path))
     except (ValueError, RecursionError):
         values = None
     if not isinstance(values, dict):
@@ -110,7 +393,4 @@ def _read_json(path: Path) -> dict[str, Any]:
     return values
 
 
-# The run
-
-
-__all__ = ["model_card"]
+__all__ = ["check_report", "evidence", "fresh_card", "model_card", "parse_card", "planned_card"]

@@ -1,4 +1,4 @@
-"""Checkpoints in the authors' layout (`torch.save(generator.state_dict())`) to ours and back: one rename table."""
+"""Checkpoints in the authors' layout (`torch.save(generator.state_dict())`) and ours: one rename table."""
 
 import os
 import pickle
@@ -39,7 +39,7 @@ _TRANSFORMER_BLOCK = {
 
 
 def official_module_names(config: GalipConfig) -> dict[str, str]:
-    """The rename table: the authors' module names -> ours, for the architecture of `config`, in their order."""
+    """The rename table: the authors' module names -> ours, in their order, for what `config` describes."""
     table = {"label_emb": "label_embedding", "input_blocks.0.0": "conv_in"}
 
     def residual(official: str, ours: str) -> None:

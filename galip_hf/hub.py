@@ -18,6 +18,7 @@ from huggingface_hub import (
     CommitInfo,
     CommitOperationAdd,
     HfApi,
+    constants,
     get_token,
     hf_hub_download,
     snapshot_download,
@@ -34,6 +35,7 @@ from huggingface_hub.errors import (
 )
 
 from . import cards
+from .card_check import check_card
 from .errors import GalipError
 
 CONFIG, WEIGHTS, PROCESSOR, CARD = "config.json", "model.safetensors", "preprocessor_config.json", "README.md"
@@ -190,6 +192,22 @@ def _discard(name: str, path: Path) -> None:
 # Push
 
 
+def check_push(repo: str, *, private: bool | None = None, token: str | bool | None = None) -> None:
+    """Make the repository if it is not there, and see that it may be pushed to: now, not after the training.
+
+    Raises:
+        HubError: no token, one that the Hub does not accept or that may not write there, or no Hub.
+    """
+    if constants.HF_HUB_OFFLINE:
+        raise HubError(f"{repo}: cannot be pushed to while HF_HUB_OFFLINE is set; unset it")
+    if not isinstance(token, str) and get_token() is None:
+        raise HubError(f"{repo}: no token to push with; log in (`hf auth login`) or set HF_TOKEN")
+    api = HfApi(token=token)
+    with hub_errors(repo, token):
+        repo = api.create_repo(repo, private=private, exist_ok=True).repo_id
+        api.auth_check(repo, write=True)
+
+
 def push_model_directory(
     directory: str | os.PathLike[str],
     repo: str,
@@ -205,11 +223,11 @@ def push_model_directory(
 ) -> CommitInfo:
     """Push a model directory in one commit; without a change there is none, and the last is returned.
 
-    Pushed are config.json, the weights (safetensors only), preprocessor_config.json, the card;
-    nothing else in the directory is.
+    Pushed are config.json, the weights (safetensors only), preprocessor_config.json, the card and what it
+    rests upon (`cards.evidence`: report.json, training.json, pictures); nothing else in the directory is.
 
     The card is made anew from the files (`cards.model_card`). What people wrote in it stays: in the
-    directory's README.md if there is one, else in the repository's.
+    directory's README.md where somebody edited it, else in the repository's.
 
     Args:
         directory: as `save_pretrained` of model and processor leave it.
@@ -223,7 +241,8 @@ def push_model_directory(
         token: access token, or True for the stored one, which is also the default.
 
     Raises:
-        GalipError: not a model directory, or its weights do not fit its config.json.
+        GalipError: not a model directory, its weights do not fit its config.json, or its card holds a number
+            that its report does not (`card_check`).
         HubError: no access, not reachable, somebody else has pushed meanwhile, or the tag exists.
     """
     directory = Path(directory)
@@ -237,12 +256,7 @@ def push_model_directory(
             api.create_branch(repo, branch=revision, exist_ok=True)
         parent = api.model_info(repo, revision=revision).sha
         pushed_card = _pushed_card(repo, CARD, parent, token)
-        files[CARD] = cards.model_card(
-            directory,
-            repo=repo,
-            pushed=pushed_card,
-            tags=card_tags,
-        ).encode()
+        files[CARD] = _checked_card(directory, repo, pushed_card, card_tags).encode()
         commit = api.create_commit(
             repo,
             [CommitOperationAdd(name, content) for name, content in sorted(files.items())],
@@ -294,7 +308,16 @@ def _files_to_push(directory: Path) -> dict[str, bytes | str]:
     if not (directory / PROCESSOR).is_file():
         raise GalipError(f"{directory}: {PROCESSOR} is missing; save the processor there first")
     GalipImageProcessor.from_pretrained(directory)
-    return {name: str(directory / name) for name in (CONFIG, WEIGHTS, PROCESSOR)}
+    names = (CONFIG, WEIGHTS, PROCESSOR, *cards.evidence(directory))
+    return {name: str(directory / name) for name in names}
 
 
-__all__ = ["HubError", "hub_errors", "push_model", "push_model_directory", "resolve_model"]
+def _checked_card(directory: Path, repo: str, pushed: str | None, tags: Sequence[str]) -> str:
+    text = cards.model_card(directory, repo=repo, pushed=pushed, tags=tags)
+    if faults := check_card(directory, text):
+        more = f" (and {len(faults) - 1} more, see galip-hf card --check)" if len(faults) > 1 else ""
+        raise GalipError(f"{directory}: not pushed; {faults[0]}{more}")
+    return text
+
+
+__all__ = ["HubError", "check_push", "hub_errors", "push_model", "push_model_directory", "resolve_model"]

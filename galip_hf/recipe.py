@@ -40,6 +40,7 @@ from .prepare.subjects import Settings, prepare_subject
 from .tiny_clip import build_tiny_clip, train_tiny_clip
 from .trainer import GalipTrainer
 from .training_args import GalipTrainingArguments
+from .training_facts import recipe_facts
 from .validation import Validation
 
 logger = logging.getLogger(__name__)
@@ -463,7 +464,8 @@ def run_recipe(recipe: Recipe) -> GalipTrainer:
     )
     dataset = make_dataset(recipe, table, config, processor)
     pictures = validate.save_pictures if validate else None
-    trainer = GalipTrainer(model, processor, backbone, training, dataset, validate, pictures)
+    facts = recipe_facts(recipe, table)
+    trainer = GalipTrainer(model, processor, backbone, training, dataset, validate, pictures, facts)
     if training.initial_heads:
         kept = load_heads(trainer.discriminator, training.initial_heads, config.domain_names)
         logger.info("heads kept from %s: %s", training.initial_heads, ", ".join(kept))

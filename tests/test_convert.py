@@ -1,5 +1,6 @@
 """The authors' checkpoint layout: a golden pair at a tiny width, the rename table, and refusals."""
 
+import itertools
 import os
 from pathlib import Path
 from typing import Any
@@ -169,7 +170,7 @@ def test_the_way_back_has_the_authors_order(official: dict[str, Tensor]) -> None
     stages = [name.split(".")[0] for name in names]
     order = ["label_emb", "input_blocks", "middle_block", "output_blocks", "out"]
     assert list(dict.fromkeys(stages)) == order and len(order) == 1 + sum(
-        before != after for before, after in zip(stages, stages[1:], strict=False)
+        before != after for before, after in itertools.pairwise(stages)
     )
     block = "middle_block.1.transformer_blocks.0."
     parts = dict.fromkeys(name.removeprefix(block).split(".")[0] for name in names if name.startswith(block))
