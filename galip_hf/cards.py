@@ -41,6 +41,8 @@ def model_card(
     *,
     repo: str | None = None,
     pushed: str | None = None,
+    loading: Mapping[str, str] | None = None,
+    has_code: bool = False,
     tags: Sequence[str] = (),
     license: str | None = None,
 ) -> str:
@@ -52,6 +54,8 @@ def model_card(
         directory: with config.json and weights; training.json, report.json and pictures may be missing.
         repo: repository that the usage example names; the directory by default.
         pushed: the card that the repository has.
+        loading: more arguments of `from_pretrained` in the usage: `subfolder`, `variant`.
+        has_code: whether the repository carries the code; also where config.json has an `auto_map`.
         tags: to add to the front matter.
         license: identifier for the front matter, such as apache-2.0; as it was by default.
 
@@ -63,13 +67,15 @@ def model_card(
     local = parse_card(read_text(path), str(path)) if path.is_file() else None
     remote = parse_card(pushed, f"{repo or directory}: {CARD}") if pushed is not None else None
     if local is not None and remote is not None:
-        is_edited = _own_part(local) != _own_part(fresh_card(directory, local, repo))
+        is_edited = _own_part(local) != _own_part(fresh_card(directory, local))
         base = local if is_edited else remote
     else:
         base = local or remote
     if base is not None and license is not None:
         base.data.license = license
-    fresh = fresh_card(directory, base, repo, license)
+    options = [f"{name}={json.dumps(value)}" for name, value in (loading or {}).items()]
+    source = ", ".join([json.dumps(repo or str(directory)), *options])
+    fresh = fresh_card(directory, base, license, source, has_code)
     return _text(base, fresh, tags)
 
 
@@ -96,7 +102,13 @@ def planned_card(recipe_path: str | Path, path: str | Path, license: str | None 
     return _text(base, fresh, ())
 
 
-def fresh_card(directory: Path, base: Any = None, repo: str | None = None, license: str | None = None) -> Any:
+def fresh_card(
+    directory: Path,
+    base: Any = None,
+    license: str | None = None,
+    source: str = '""',
+    has_code: bool = False,
+) -> Any:
     """The card of a model directory without text by hand; licence and emissions are those `base` states."""
     values = read_json(directory / "config.json")
     report = read_json(directory / REPORT) if (directory / REPORT).is_file() else None
@@ -107,8 +119,8 @@ def fresh_card(directory: Path, base: Any = None, repo: str | None = None, licen
         GalipConfig.from_dict(values),
         base,
         license,
-        source=repo or str(directory),
-        has_code="auto_map" in values,
+        source=source,
+        has_code=has_code or "auto_map" in values,
         report=report,
         training=training,
         pictures=[quote(path.relative_to(directory).as_posix()) for path in pictures(directory)],

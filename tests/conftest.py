@@ -4,14 +4,18 @@ import os
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import huggingface_hub
 import numpy as np
 import pytest
 import torch
 import yaml
+from hub_server import HubServer
+from huggingface_hub import constants
+from huggingface_hub.utils import close_session
 
 from galip_hf import GalipConfig, GalipForImageTranslation, GalipImageProcessor
 from galip_hf.clip_backbone import ClipBackbone
@@ -44,6 +48,7 @@ DOMAINS: list[dict[str, Any]] = [
     },
 ]
 TEXT_WIDTH, TEXT_LENGTH, TEXT_EMBEDDING_WIDTH = 16, 12, 24
+TOKEN, STRANGER = "hf_distinctiveSECRET", "hf_strangerSECRET"  # of the Hub of the tests
 
 
 def tiny_config(**fields: Any) -> GalipConfig:
@@ -110,6 +115,36 @@ def clip_directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def tiny_backbone(clip_directory: Path) -> ClipBackbone:
     """Frozen, so that all tests can share it."""
     return ClipBackbone.from_pretrained(clip_directory)
+
+
+@pytest.fixture(scope="session")
+def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny model and its processor, as `save_pretrained` leaves them."""
+    path = tmp_path_factory.mktemp("hub") / "model"
+    model = filled_model(tiny_config())
+    model.save_pretrained(path)
+    GalipImageProcessor.from_config(model.config).save_pretrained(path)
+    return path
+
+
+@pytest.fixture
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[HubServer]:
+    """A Hub that this process talks to, with an empty cache."""
+    with HubServer({TOKEN: "alice", STRANGER: "mallory"}) as server:
+        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+        monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
+        monkeypatch.setattr(constants, "HF_HUB_DISABLE_TELEMETRY", True)
+        monkeypatch.setattr(constants, "ENDPOINT", server.url)
+        monkeypatch.setattr(
+            constants, "HUGGINGFACE_CO_URL_TEMPLATE", server.url + "/{repo_id}/resolve/{revision}/{filename}"
+        )
+        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+        monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "no_token"))
+        monkeypatch.setattr(huggingface_hub.hf_api.api, "endpoint", server.url)
+        monkeypatch.setenv("HF_TOKEN", TOKEN)
+        close_session()
+        yield server
+    close_session()
 
 
 def smooth_volume(seed: int, slices: int = 4, size: int = 16) -> np.ndarray:

@@ -1,14 +1,12 @@
 """The Hub, through the real clients against a local one."""
 
 import logging
-from collections.abc import Iterator
 from pathlib import Path
 
-import huggingface_hub
 import numpy as np
 import pytest
 import torch
-from conftest import filled_model, tiny_config
+from conftest import STRANGER, TOKEN, filled_model, tiny_config
 from hub_server import HubServer
 from huggingface_hub import constants
 from huggingface_hub.utils import close_session
@@ -19,38 +17,8 @@ from galip_hf.errors import GalipError
 from galip_hf.hub import HubError, push_model_directory, resolve_model
 from galip_hf.pipeline import load_model
 
-TOKEN, STRANGER = "hf_distinctiveSECRET", "hf_strangerSECRET"
 REPO = "alice/model"
 FILES = ["README.md", "config.json", "model.safetensors", "preprocessor_config.json"]
-
-
-@pytest.fixture(scope="module")
-def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("hub") / "model"
-    model = filled_model(tiny_config())
-    model.save_pretrained(path)
-    GalipImageProcessor.from_config(model.config).save_pretrained(path)
-    return path
-
-
-@pytest.fixture
-def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[HubServer]:
-    """A Hub that this process talks to, with an empty cache."""
-    with HubServer({TOKEN: "alice", STRANGER: "mallory"}) as server:
-        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-        monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
-        monkeypatch.setattr(constants, "HF_HUB_DISABLE_TELEMETRY", True)
-        monkeypatch.setattr(constants, "ENDPOINT", server.url)
-        monkeypatch.setattr(
-            constants, "HUGGINGFACE_CO_URL_TEMPLATE", server.url + "/{repo_id}/resolve/{revision}/{filename}"
-        )
-        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
-        monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "no_token"))
-        monkeypatch.setattr(huggingface_hub.hf_api.api, "endpoint", server.url)
-        monkeypatch.setenv("HF_TOKEN", TOKEN)
-        close_session()
-        yield server
-    close_session()
 
 
 def test_push_is_one_commit_and_none_without_a_change(hub: HubServer, directory: Path) -> None:
