@@ -12,7 +12,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from .cards import CARD, REPORT, SECTION, by_hand, fresh_card, parse_card, planned_card, read_json, read_text
+from .card_rendering import REPORT
+from .cards import CARD, SECTION, by_hand, fresh_card, parse_card, planned_card, read_json, read_text
 from .errors import GalipError
 from .training_facts import TRAINING
 

@@ -13,21 +13,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
-import jinja2
 import yaml
-from huggingface_hub import ModelCard, ModelCardData
+from huggingface_hub import ModelCard
 
+from .card_rendering import REPORT, render_card
 from .configuration_galip import GalipConfig
 from .errors import GalipError
-from .report import REGIONS, file_hash, model_index
+from .report import file_hash
 from .training_facts import TRAINING
 
 if TYPE_CHECKING:
     from .recipe import Recipe
 
-CARD, REPORT = "README.md", "report.json"
-TEMPLATE = Path(__file__).with_name("card_template.md")
-TAGS = ("galip", "medical", "unpaired-image-translation", "synthetic-data")
+CARD = "README.md"
 OUR_KEYS = ("library_name", "pipeline_tag", "tags", "model-index")
 
 SECTION = re.compile(
@@ -98,7 +96,7 @@ def planned_card(recipe_path: str | Path, path: str | Path, license: str | None 
         base.data.license = license
     recipe = load_recipe(recipe_path)
     config = GalipConfig.from_dict(recipe.model)
-    fresh = _render(config, base, license, plan=_plan(recipe, recipe_path.name))
+    fresh = render_card(config, base, license, plan=_plan(recipe, recipe_path.name))
     return _text(base, fresh, ())
 
 
@@ -115,7 +113,7 @@ def fresh_card(
     training = read_json(directory / TRAINING) if (directory / TRAINING).is_file() else None
     if report is not None:
         check_report(directory, report, directory / REPORT)
-    return _render(
+    return render_card(
         GalipConfig.from_dict(values),
         base,
         license,
@@ -138,54 +136,6 @@ def pictures(directory: Path) -> list[Path]:
     return [*sorted(directory.glob("*.png")), *sorted(directory.glob("panels/*.png"))]
 
 
-# Facts to text
-
-
-def _render(config: GalipConfig, base: Any, license: str | None, **facts: Any) -> Any:
-    training, report = facts.get("training"), facts.get("report")
-    stated = base.data.to_dict() if base is not None else {}
-    provenance = (report or {}).get("provenance", {})
-    dataset = Path(str(provenance.get("data", "unknown"))).name
-    known = {
-        "config": config,
-        "has_weights": "plan" not in facts,
-        "license": license or stated.get("license"),
-        "emissions": _emissions(stated.get("co2_eq_emissions")),
-        "settings": (training or {}).get("settings", {}),
-        "provenance": provenance,
-        "dataset": dataset,
-        **facts,
-    }
-    try:
-        if report is not None:
-            from .report_html import findings
-
-            known |= {"tables": _tables(report), "findings": findings(report)}
-            split = str(provenance.get("split", "unknown"))
-            index = model_index(report, model_name=_title(config), dataset=dataset, split=split)
-        else:
-            index = []
-        text = _ENVIRONMENT.from_string(read_text(TEMPLATE)).render(known)
-    except (KeyError, TypeError, AttributeError, ValueError, jinja2.TemplateError) as error:
-        reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
-        raise GalipError(f"{TRAINING} or {REPORT} is not of the expected form ({reason})") from None
-    card: Any = ModelCard("---\n{}\n---\n\n" + text)
-    card.data = ModelCardData(
-        license=license,
-        library_name="transformers",
-        pipeline_tag="image-to-image",
-        tags=[*TAGS, *sorted({domain["modality"].lower() for domain in config.domains})],
-        datasets=(training or {}).get("data", {}).get("datasets"),
-        base_model=_base_model((training or facts.get("plan") or {}).get("clip")),
-        **({"model-index": index} if index else {}),
-    )
-    return card
-
-
-def _title(config: GalipConfig) -> str:
-    return "I2I-Galip: " + ", ".join(config.domain_names)
-
-
 def _plan(recipe: "Recipe", name: str) -> dict[str, Any]:
     from .training_facts import recipe_facts
 
@@ -196,47 +146,6 @@ def _plan(recipe: "Recipe", name: str) -> dict[str, Any]:
         "clip": facts["clip"],
         "settings": recipe.training.to_dict(),
     }
-
-
-def _tables(report: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """The report's tables as texts; the headline, `fixed` inside the foreground, first."""
-    tables = []
-    for protocol in ("fixed", "paper"):
-        values = report["protocols"][protocol]
-        for region in REGIONS[protocol]:
-            baselines = values[region]["baselines"]
-            rows = [
-                [
-                    _cell(direction),
-                    str(cell["n"]),
-                    *_scores(cell),
-                    *(_short_score(baselines[name][direction]) for name in baselines),
-                ]
-                for direction, cell in values[region]["directions"].items()
-            ]
-            tables.append(
-                {
-                    "protocol": protocol,
-                    "version": values["version"],
-                    "description": values["description"],
-                    "region": region,
-                    "baselines": list(baselines),
-                    "rows": rows,
-                }
-            )
-    return tables
-
-
-def _scores(cell: Mapping[str, Any]) -> list[str]:
-    if cell["psnr"] is None:
-        return ["not scored"] * 3
-    interval = cell.get("psnr_ci95")
-    psnr = f"{cell['psnr']:.2f}" + (f" [{interval[0]:.2f}, {interval[1]:.2f}]" if interval else "")
-    return [psnr, f"{cell['ssim']:.3f}", f"{cell['mae']:.4g}"]
-
-
-def _short_score(cell: Mapping[str, Any]) -> str:
-    return "not scored" if cell["psnr"] is None else f"{cell['psnr']:.2f} ({cell['ssim']:.3f})"
 
 
 def check_report(directory: Path, report: Mapping[str, Any], path: Path) -> None:
@@ -256,53 +165,6 @@ def check_report(directory: Path, report: Mapping[str, Any], path: Path) -> None
             f"{path}: was made with other weights (SHA-256 {str(scored)[:12]}…) than those in {directory}; "
             "evaluate this model, or remove the report"
         )
-
-
-def _emissions(stated: Any) -> Any:
-    """Grams, as the Hub's metadata have them: a number, or a mapping with `emissions`."""
-    return stated.get("emissions") if isinstance(stated, Mapping) else stated
-
-
-def _base_model(clip: str | None) -> str | None:
-    return clip.removeprefix("hf-hub:") if clip and clip.startswith("hf-hub:") else None
-
-
-def _rule(rule: Mapping[str, Any]) -> str:
-    if rule["rule"] == "none":
-        return "values are in [0, 1]"
-    unit = "HU window" if rule["rule"] == "window" else "percentiles"
-    return f"{unit} {rule['lower']:g} to {rule['upper']:g}"
-
-
-def _cell(text: object) -> str:
-    """Free text for a cell of a table."""
-    return " ".join(str(text).split()).replace("|", "\\|")
-
-
-def _code(text: object) -> str:
-    """Free text as a code span, verbatim."""
-    text = str(text).replace("|", "\\|")
-    return f"`` {text} ``" if "`" in text else f"`{text}`"
-
-
-def _pairs(values: Mapping[str, Any], form: str = "%s") -> str:
-    return ", ".join(f"{_cell(name)} {form % value}" for name, value in values.items())
-
-
-def _number(value: float | None, form: str) -> str:
-    return "none" if value is None else form % value
-
-
-_ENVIRONMENT = jinja2.Environment(trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True)
-_ENVIRONMENT.filters |= {
-    "cell": _cell,
-    "code": _code,
-    "number": _number,
-    "pairs": _pairs,
-    "rule": _rule,
-    "string_literal": json.dumps,
-    "without_step": lambda values: {name: value for name, value in values.items() if name != "step"},
-}
 
 
 # Text by hand and text by us

@@ -34,8 +34,6 @@ from huggingface_hub.errors import (
     RevisionNotFoundError,
 )
 
-from . import cards
-from .card_check import check_card
 from .errors import GalipError
 
 CONFIG, WEIGHTS, PROCESSOR, CARD = "config.json", "model.safetensors", "preprocessor_config.json", "README.md"
@@ -299,6 +297,7 @@ def _pushed_card(repo: str, path: str, revision: str | None, token: str | bool |
 
 def _files_to_push(directory: Path) -> dict[str, bytes | str]:
     """Names in the repository -> contents or paths; checks that model and processor load."""
+    from .cards import evidence
     from .image_processing_galip import GalipImageProcessor
     from .modeling_galip import GalipForImageTranslation
 
@@ -308,12 +307,15 @@ def _files_to_push(directory: Path) -> dict[str, bytes | str]:
     if not (directory / PROCESSOR).is_file():
         raise GalipError(f"{directory}: {PROCESSOR} is missing; save the processor there first")
     GalipImageProcessor.from_pretrained(directory)
-    names = (CONFIG, WEIGHTS, PROCESSOR, *cards.evidence(directory))
+    names = (CONFIG, WEIGHTS, PROCESSOR, *evidence(directory))
     return {name: str(directory / name) for name in names}
 
 
 def _checked_card(directory: Path, repo: str, pushed: str | None, tags: Sequence[str]) -> str:
-    text = cards.model_card(directory, repo=repo, pushed=pushed, tags=tags)
+    from .card_check import check_card
+    from .cards import model_card
+
+    text = model_card(directory, repo=repo, pushed=pushed, tags=tags)
     if faults := check_card(directory, text):
         more = f" (and {len(faults) - 1} more, see galip-hf card --check)" if len(faults) > 1 else ""
         raise GalipError(f"{directory}: not pushed; {faults[0]}{more}")

@@ -62,7 +62,8 @@ def _write(arguments: argparse.Namespace, source: Path, is_recipe: bool) -> int:
 
 def _take_report(report: Path, directory: Path) -> None:
     """Copy a report and its pictures beside the weights, if it is of these weights."""
-    from ..cards import REPORT, check_report, read_json
+    from ..card_rendering import REPORT
+    from ..cards import check_report, read_json
     from ..files import atomic_write
 
     path = report / REPORT if report.is_dir() else report
