@@ -2,6 +2,9 @@
 
 import json
 import logging
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -13,7 +16,9 @@ from huggingface_hub.utils import close_session
 from galip_hf import GalipError
 from galip_hf.cli import main
 from galip_hf.recipe import load_recipe, run_recipe
+from galip_hf.training_args import GalipTrainingArguments
 
+ROOT = Path(__file__).resolve().parent.parent
 REPO = "alice/run"
 FILES = {"README.md", "config.json", "model.safetensors", "preprocessor_config.json", "training.json"}
 
@@ -122,8 +127,27 @@ def test_a_hub_that_fails_at_the_end_loses_nothing(
         assert not file.is_file() or b"SECRET" not in file.read_bytes()
 
 
-def test_a_private_repository_needs_a_name() -> None:
-    from galip_hf.training_args import GalipTrainingArguments
+def test_two_processes_of_the_example_push_once(
+    tmp_path: Path, table_directory: Path, clip_directory: Path
+) -> None:
+    path = tiny_run_recipe(tmp_path / "recipe.yaml", table_directory, clip_directory, max_steps=1)
+    launch = ["--multi_gpu", "--num_processes", "2", "--num_machines", "1", "--mixed_precision", "no"]
+    launch += ["--dynamo_backend", "no", "--main_process_port", "0", str(ROOT / "examples" / "train.py")]
+    command = [sys.executable, "-m", "accelerate.commands.launch", *launch, "--config", str(path)]
+    environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1", "HF_TOKEN": TOKEN}
+    environment |= {"HF_HUB_OFFLINE": "0", "HF_HUB_DISABLE_XET": "1", "HF_HUB_DISABLE_TELEMETRY": "1"}
+    with HubServer({TOKEN: "alice"}) as hub:
+        environment |= {"HF_ENDPOINT": hub.url, "HF_HOME": str(tmp_path / "cache")}
+        environment["PYTHONPATH"] = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
+        command += ["--push-to-hub", REPO]
+        done = subprocess.run(command, env=environment, capture_output=True, encoding="utf-8", timeout=300)
+    assert done.returncode == 0, done.stderr[-3000:]
+    (pushed, initial) = hub.repository(REPO).history()
+    assert set(pushed.files) - set(initial.files) == FILES
+    assert json.loads(pushed.files["training.json"].content)["processes"] == 2
+    assert done.stderr.count("/commit/") == 1 and "SECRET" not in done.stdout + done.stderr
 
+
+def test_a_private_repository_needs_a_name() -> None:
     with pytest.raises(GalipError, match="hub_private needs hub_repo_id"):
         GalipTrainingArguments(output_dir="run", hub_private=True)
