@@ -4,6 +4,7 @@ import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
 import jinja2
 from huggingface_hub import ModelCard, ModelCardData
@@ -158,6 +159,7 @@ _ENVIRONMENT.filters |= {
     "pairs": _pairs,
     "rule": _rule,
     "string_literal": json.dumps,
+    "title_of": lambda path: Path(unquote(path)).stem.replace("_", " "),
     "without_step": lambda values: {name: value for name, value in values.items() if name != "step"},
 }
 

@@ -65,8 +65,7 @@ def model_card(
     local = parse_card(read_text(path), str(path)) if path.is_file() else None
     remote = parse_card(pushed, f"{repo or directory}: {CARD}") if pushed is not None else None
     if local is not None and remote is not None:
-        is_edited = _own_part(local) != _own_part(fresh_card(directory, local))
-        base = local if is_edited else remote
+        base = local if _is_edited(local, fresh_card(directory, local)) else remote
     else:
         base = local or remote
     if base is not None and license is not None:
@@ -223,6 +222,12 @@ def _merge(card: Any, fresh: Any) -> Any:
 
 def _as_list(value: Any) -> list[str]:
     return [value] if isinstance(value, str) else list(value or [])
+
+
+def _is_edited(card: Any, fresh: Any) -> bool:
+    """Did somebody write anything into a card that we made?"""
+    own_tags = set(_as_list(card.data.tags)) - set(_as_list(fresh.data.tags))
+    return bool(own_tags) or _own_part(card) != _own_part(fresh)
 
 
 def _own_part(card: Any) -> tuple[str, dict[str, Any]]:
