@@ -33,7 +33,8 @@ def render_card(config: GalipConfig, base: Any, license: str | None, **facts: An
     Raises:
         GalipError: training.json or report.json is not of the form that we write.
     """
-    training, report = facts.get("training"), facts.get("report")
+    report = facts.get("report")
+    training = facts["training"] = {"data": {}, **facts["training"]} if facts.get("training") else None
     stated = base.data.to_dict() if base is not None else {}
     provenance = (report or {}).get("provenance", {})
     dataset = Path(str(provenance.get("data", "unknown"))).name
