@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import yaml
 from conftest import DOMAINS, filled_model, smooth_volume, tiny_config
+from hub_server import HubServer
 from huggingface_hub import ModelCard
 
 from galip_hf import GalipError, cards
@@ -22,6 +23,7 @@ from galip_hf.data.table import SubjectVolume, write_table
 from galip_hf.report import file_hash
 
 ROOT = Path(__file__).resolve().parent.parent
+REPO = "alice/model"
 PARAMETERS = f"{tiny_config().num_parameters:,} parameters"
 
 
@@ -320,6 +322,56 @@ def test_mistakes_at_the_command_line(
         assert main(["card", *arguments]) == 2
         assert said in capsys.readouterr().err
     assert not (model / "README.md").exists()
+
+
+# Pushing
+
+
+def test_a_push_carries_the_evidence_in_its_one_commit(
+    hub: HubServer, scored: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (scored / "notes.txt").write_text("not for others", encoding="utf-8")
+    assert main(["push", str(scored), REPO]) == 0
+    repository = hub.repository(REPO)
+    files = repository.files()
+    panels = {f"panels/{path.name}" for path in (scored / "panels").iterdir()}
+    expected = {"README.md", "config.json", "model.safetensors", "preprocessor_config.json", "report.json"}
+    assert len(panels) == 6 and set(files) == {*expected, *panels, ".gitattributes"}
+    assert len(repository.history()) == 2
+    assert files["report.json"] == (scored / "report.json").read_bytes()
+    card = ModelCard(files["README.md"].decode())
+    assert len(card.data.eval_results or []) == 54 and f'from_pretrained("{REPO}")' in card.text
+    assert main(["push", str(scored), REPO]) == 0
+    assert len(repository.history()) == 2
+
+
+def test_a_push_refuses_a_number_that_was_not_measured(
+    hub: HubServer, scored: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    replaced(scored, "## Training", "Its PSNR is 61.25 dB.\n\n## Training")
+    assert main(["push", str(scored), REPO]) == 2
+    assert "not pushed; README.md, text by hand: 61.25 is in no report.json" in capsys.readouterr().err
+    assert "README.md" not in hub.repository(REPO).files()
+
+
+def test_what_people_wrote_on_the_hub_stays(hub: HubServer, scored: Path) -> None:
+    """The card beside the weights is as we made it: the one that people edited on the Hub counts."""
+    assert main(["push", str(scored), REPO]) == 0
+    pushed = hub.repository(REPO).files()["README.md"].decode()
+    edited = pushed.replace("## Training", "Edited on the Hub.\n\n## Training").replace(
+        PARAMETERS, "7 parameters"
+    )
+    edited = edited.replace("license: apache-2.0", "license: mit\ndoi: 10.1/x")
+    hub.put(REPO, {"README.md": edited.encode()})
+    replaced(scored, "license: apache-2.0\n", "")
+    assert main(["push", str(scored), REPO]) == 0
+    text = hub.repository(REPO).files()["README.md"].decode()
+    assert "Edited on the Hub." in text and PARAMETERS in text
+    assert (metadata(text)["license"], metadata(text)["doi"]) == ("mit", "10.1/x")
+    replaced(scored, "# I2I-Galip", "# Edited at home: I2I-Galip")
+    assert main(["push", str(scored), REPO]) == 0
+    text = hub.repository(REPO).files()["README.md"].decode()
+    assert "Edited at home" in text and "Edited on the Hub." not in text  # the history has it
 
 
 # The cards of this repository
