@@ -59,6 +59,7 @@ def render_card(config: GalipConfig, base: Any, license: str | None, **facts: An
     except (KeyError, TypeError, AttributeError, ValueError, jinja2.TemplateError) as error:
         reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
         raise GalipError(f"{TRAINING} or {REPORT} is not of the expected form ({reason})") from None
+    scores: dict[str, Any] = {"model-index": index} if index else {}
     card: Any = ModelCard("---\n{}\n---\n\n" + text)
     card.data = ModelCardData(
         license=license,
@@ -67,7 +68,7 @@ def render_card(config: GalipConfig, base: Any, license: str | None, **facts: An
         tags=[*TAGS, *sorted({domain["modality"].lower() for domain in config.domains})],
         datasets=(training or {}).get("data", {}).get("datasets"),
         base_model=_base_model((training or facts.get("plan") or {}).get("clip")),
-        **({"model-index": index} if index else {}),
+        **scores,
     )
     return card
 
