@@ -20,6 +20,7 @@ from huggingface_hub import (
     CommitInfo,
     CommitOperationAdd,
     HfApi,
+    constants,
     get_token,
     hf_hub_download,
     snapshot_download,
@@ -36,7 +37,6 @@ from huggingface_hub.errors import (
 )
 from transformers.dynamic_module_utils import get_relative_import_files
 
-from . import cards
 from .errors import GalipError
 
 CONFIG, WEIGHTS, PROCESSOR, CARD = "config.json", "model.safetensors", "preprocessor_config.json", "README.md"
@@ -254,6 +254,22 @@ def _discard(name: str, path: Path) -> None:
 # Push
 
 
+def check_push(repo: str, *, private: bool | None = None, token: str | bool | None = None) -> None:
+    """Make the repository if it is not there, and see that it may be pushed to: now, not after the training.
+
+    Raises:
+        HubError: no token, one that the Hub does not accept or that may not write there, or no Hub.
+    """
+    if constants.HF_HUB_OFFLINE:
+        raise HubError(f"{repo}: cannot be pushed to while HF_HUB_OFFLINE is set; unset it")
+    if not isinstance(token, str) and get_token() is None:
+        raise HubError(f"{repo}: no token to push with; log in (`hf auth login`) or set HF_TOKEN")
+    api = HfApi(token=token)
+    with hub_errors(repo, token):
+        repo = api.create_repo(repo, private=private, exist_ok=True).repo_id
+        api.auth_check(repo, write=True)
+
+
 def push_model_directory(
     directory: str | os.PathLike[str],
     repo: str,
@@ -272,11 +288,12 @@ def push_model_directory(
 ) -> CommitInfo:
     """Push a model directory in one commit; without a change there is none, and the last is returned.
 
-    Pushed are config.json, the weights (safetensors only), preprocessor_config.json, the card and, with
-    `with_code`, the code; nothing else in the directory is.
+    Pushed are config.json, the weights (safetensors only), preprocessor_config.json, the card and what it
+    rests upon (`cards.evidence`: report.json, training.json, pictures) and, with `with_code`, the code;
+    nothing else in the directory is.
 
     The card is made anew from the files (`cards.model_card`). What people wrote in it stays: in the
-    directory's README.md if there is one, else in the repository's.
+    directory's README.md where somebody edited it, else in the repository's.
 
     Args:
         directory: as `save_pretrained` of model and processor leave it.
@@ -295,7 +312,8 @@ def push_model_directory(
         token: access token, or True for the stored one, which is also the default.
 
     Raises:
-        GalipError: not a model directory, or its weights do not fit its config.json.
+        GalipError: not a model directory, its weights do not fit its config.json, or its card holds a number
+            that its report does not (`card_check`).
         HubError: no access, not reachable, somebody else has pushed meanwhile, or the tag exists.
     """
     directory = Path(directory)
@@ -311,10 +329,13 @@ def push_model_directory(
             api.create_branch(repo, branch=revision, exist_ok=True)
         parent = api.model_info(repo, revision=revision).sha
         pushed_card = _pushed_card(repo, card, parent, token)
-        files[card] = cards.model_card(
+        loading = {"subfolder": subfolder, "variant": variant}
+        files[card] = _checked_card(
             directory,
             repo=repo,
             pushed=pushed_card,
+            loading={name: value for name, value in loading.items() if value},
+            has_code=with_code,
             tags=card_tags,
         ).encode()
         commit = api.create_commit(
@@ -364,6 +385,7 @@ def _files_to_push(
     directory: Path, subfolder: str, variant: str | None, with_code: bool
 ) -> dict[str, bytes | str]:
     """Paths in the repository -> contents or local paths; checks that model and processor load."""
+    from .cards import evidence
     from .image_processing_galip import GalipImageProcessor
     from .modeling_galip import GalipForImageTranslation
 
@@ -378,6 +400,7 @@ def _files_to_push(
     GalipImageProcessor.from_pretrained(directory)
     files: dict[str, bytes | str] = {name: str(directory / name) for name in (CONFIG, PROCESSOR)}
     files[weights] = str(directory / weights_name(own))
+    files |= {name: str(directory / name) for name in evidence(directory)}
     code: dict[str, bytes | str] = {}
     if with_code or hasattr(model.config, "auto_map"):
         code = code_files()
@@ -405,4 +428,16 @@ def _with_auto_map(path: Path, auto_map: dict[str, str]) -> bytes:
     return (json.dumps({**values, "auto_map": auto_map}, indent=2, sort_keys=True) + "\n").encode()
 
 
-__all__ = ["HubError", "hub_errors", "push_model", "push_model_directory", "resolve_model"]
+def _checked_card(directory: Path, **options: Any) -> str:
+    """`cards.model_card`, every number of which is in the directory's report."""
+    from .card_check import check_card
+    from .cards import model_card
+
+    text = model_card(directory, **options)
+    if faults := check_card(directory, text):
+        more = f" (and {len(faults) - 1} more, see galip-hf card --check)" if len(faults) > 1 else ""
+        raise GalipError(f"{directory}: not pushed; {faults[0]}{more}")
+    return text
+
+
+__all__ = ["HubError", "check_push", "hub_errors", "push_model", "push_model_directory", "resolve_model"]

@@ -30,6 +30,7 @@ from .prepare.subjects import Settings, prepare_subject
 from .recipe_file import FileRecipe, PhantomRecipe, Recipe, TinyClipRecipe, load_recipe
 from .tiny_clip import build_tiny_clip, train_tiny_clip
 from .trainer import GalipTrainer
+from .training_facts import recipe_facts
 from .validation import Validation
 
 logger = logging.getLogger(__name__)
@@ -297,7 +298,8 @@ def run_recipe(recipe: Recipe) -> GalipTrainer:
     )
     dataset = make_dataset(recipe, table, config, processor)
     pictures = validate.save_pictures if validate else None
-    trainer = GalipTrainer(model, processor, backbone, training, dataset, validate, pictures)
+    facts = recipe_facts(recipe, table)
+    trainer = GalipTrainer(model, processor, backbone, training, dataset, validate, pictures, facts)
     if training.initial_heads:
         kept = load_heads(trainer.discriminator, training.initial_heads, config.domain_names)
         logger.info("heads kept from %s: %s", training.initial_heads, ", ".join(kept))

@@ -35,6 +35,8 @@ from .run_state import load_run, save_run
 from .signals import SIGNALS, noted_signals
 from .tracking import RunLog, StepRecord
 from .training_args import GalipTrainingArguments
+from .training_facts import write_training_facts
+from .training_push import check_push_of_run, push_run
 from .training_step import TrainingStep, UnpairedBatch
 
 logger = logging.getLogger(__name__)
@@ -57,8 +59,10 @@ class GalipTrainer:
         train_dataset: items as those of `UnpairedSlices`, with `set_epoch` and `subject_and_slice`.
         validate: returns named numbers for the moving average's model; called every `validation_steps`.
         save_pictures: draws that model's translations into a PNG file, then too.
+        facts: what `training.json`, beside the saved model, says of the data and the CLIP model.
 
-    After `train()`, `output_dir/model` holds the moving average and the processor, `log.jsonl` the log.
+    After `train()`, `output_dir/model` holds the moving average, the processor and `training.json`, the facts
+    for a model card; `log.jsonl` the log.
     `stopped_by` is the name of the signal that ended `train()` early, or None.
 
     Raises:
@@ -74,8 +78,10 @@ class GalipTrainer:
         train_dataset: Dataset,
         validate: Validate | None = None,
         save_pictures: SavePictures | None = None,
+        facts: Mapping[str, Any] | None = None,
     ) -> None:
         self.arguments, self.processor = arguments, processor
+        self.facts = dict(facts or {})
         self.validate, self.save_pictures = validate, save_pictures
         self.processes = ProcessGroup()
         device = self.processes.state.device
@@ -223,11 +229,15 @@ class GalipTrainer:
         """Run to `max_steps`; returns the moving average's model, which is also saved.
 
         SIGTERM or SIGINT (Ctrl-C) on any process: all of them end the step, save a checkpoint and return.
+        With `hub_repo_id` the saved model is pushed at the end.
 
         Raises:
             GalipError: the output directory holds another run, a checkpoint does not fit or cannot be
-                written, or losses stay non-finite.
+                written, losses stay non-finite, the Hub does not let us push (asked before the first step),
+                or the push fails (the model is saved by then).
         """
+        if self.arguments.hub_repo_id:
+            check_push_of_run(self)
         with told_if_unwritable(self.arguments.output_path, "choose another output_dir"):
             self.arguments.output_path.mkdir(parents=True, exist_ok=True)
         self._resume()
@@ -250,7 +260,10 @@ class GalipTrainer:
                 self.log.close()
         if self.stopped_by:
             return self.ema.module  # type: ignore[return-value]
-        return self.save_model(self.arguments.output_path / "model")
+        model = self.save_model(self.arguments.output_path / "model")
+        if self.arguments.hub_repo_id:
+            push_run(self)
+        return model
 
     def _run(self, received: list[str]) -> None:
         arguments = self.arguments
@@ -351,13 +364,14 @@ class GalipTrainer:
     # Saving
 
     def save_model(self, directory: Path) -> GalipForImageTranslation:
-        """Write the moving average and the processor to a folder."""
+        """Write the moving average, the processor and the facts of the run to a folder."""
 
         def write() -> None:
             remedy = "make room, then set resume=true"
             with told_if_unwritable(directory, remedy), atomic_write(directory) as temporary:
                 self.ema.module.save_pretrained(temporary)  # type: ignore[operator]
                 self.processor.save_pretrained(temporary)
+                write_training_facts(self, temporary)
 
         self.processes.on_main(write)
         return self.ema.module  # type: ignore[return-value]

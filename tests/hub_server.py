@@ -432,6 +432,12 @@ def create_repository(self: _Handler) -> Any:
     return page
 
 
+@route("GET", "/api/{T}/{R}/auth-check(?P<write>/write)?")
+def authorization_check(self: _Handler, kind: str, name: str, write: str) -> Any:
+    self.found(kind, name, write=bool(write))
+    return {}
+
+
 @route("DELETE", "/api/repos/delete")
 def delete_repository(self: _Handler) -> Any:
     values, user = self.json(), self.user(required=True)
