@@ -189,10 +189,15 @@ MakeTrainer = Callable[..., GalipTrainer]
 def make_trainer_in(tiny_backbone: ClipBackbone, table_directory: Path) -> MakeTrainer:
     """Make a trainer of a new tiny model in `output_dir`; keyword arguments go to the training arguments."""
 
-    def make(validate: Any = None, model_seed: int = 0, **arguments: Any) -> GalipTrainer:
+    def make(
+        validate: Any = None,
+        model_seed: int = 0,
+        model_fields: Mapping[str, Any] | None = None,
+        **arguments: Any,
+    ) -> GalipTrainer:
         settings = GalipTrainingArguments(**{"max_steps": 3, "batch_size": 2, **arguments})
         torch.manual_seed(model_seed)
-        model = GalipForImageTranslation(tiny_config())
+        model = GalipForImageTranslation(tiny_config(**(model_fields or {})))
         dataset = UnpairedSlices(
             load_table(table_directory)["train"], domains=model.config.domain_names, seed=settings.seed
         )

@@ -110,7 +110,7 @@ def consumed(kind: str, table: Path, output: Path, processes: int, process: int)
     for number in range(loader.steps_per_epoch):
         (batch,) = next(steps)
         # The loader takes from one worker after the other.
-        rows[number % workers] += zip(batch.source_domains, batch.rows, strict=True)
+        rows[number % workers] += zip(batch.source_labels.tolist(), batch.rows, strict=True)
     steps.close()
     return rows
 

@@ -25,6 +25,7 @@ MODULES = {
     "errors.py",
     "image_processing_galip.py",
     "modeling_galip.py",
+    "norm_silu_convolution.py",
 }
 # What the process below must not have: this package, and all that only it needs.
 HIDDEN = [
