@@ -432,11 +432,13 @@ def test_a_bad_pair_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str])
 
 
 def test_larger_fields_of_view_are_made_to_fit(tmp_path: Path) -> None:
-    write_nifti(tmp_path / "T1" / "a.nii.gz", rendered(0, "T1"), grid())
+    scans = tmp_path / "scans"
+    write_nifti(scans / "T1" / "a.nii.gz", rendered(0, "T1"), grid())
+    write_nifti(scans / ".parts" / "a.nii.gz", rendered(0, "T1"), grid())  # a hidden folder is no domain
     for spacing in ("fit", "native", "4"):
         table = tmp_path / spacing
         run(
-            "prepare", "folders", tmp_path, "--domains", "T1", "--output", table, "--image-size", 32,
+            "prepare", "folders", scans, "--output", table, "--image-size", 32,
             "--split", "1,0,0", "--spacing", spacing, "--workers", 1,
         )  # fmt: skip
         first = load_table(table)["train"]
@@ -455,6 +457,7 @@ def test_larger_fields_of_view_are_made_to_fit(tmp_path: Path) -> None:
         (("manifest", "absent.csv"), "not a readable manifest"),
         (("ixi", "."), "no scan found; expected files such as IXI-T1"),
         (("folders", "{ixi}", "--preset", "paper"), "the paper has no split of folders"),
+        (("folders", "."), "lies in the data set's own folder"),
         (("ixi", "{ixi}", "--preset", "paper"), "40 subjects asked for, 3 available"),
         (("ixi", "{ixi}", "--split", "1,1"), "expected three counts"),
         (("ixi", "{ixi}", "--split", "1,1,1", "--splits", "x"), "give one"),

@@ -90,7 +90,7 @@ def gold_atlas(directory: Path) -> Source:
     """Gold Atlas male pelvis: CT, T1 and T2 of each patient, brought to the T2 grid."""
     scans: list[Scan] = []
     notes: list[dict[str, Any]] = []
-    for patient in sorted(path for path in _directory(directory).iterdir() if path.is_dir()):
+    for patient in _folders(directory):
         found: dict[str, Scan] = {}
         for path in _files(patient, (*SUFFIXES, *ITK_SUFFIXES)):
             domain = _pelvis_domain(_without_suffix(path.relative_to(patient)), None)
@@ -241,7 +241,7 @@ def _manifest_scan(row: Any, where: str, folder: Path) -> Scan:
 def folders(directory: Path) -> Source:
     """A folder per domain; the file's name, suffix aside, the subject (one name in two folders: a pair)."""
     scans = []
-    for folder in sorted(path for path in _directory(directory).iterdir() if path.is_dir()):
+    for folder in _folders(directory):
         for path in _files(folder, (*SUFFIXES, *ITK_SUFFIXES)):
             subject = _without_suffix(path.relative_to(folder)).replace("/", "-")
             scans.append(Scan(str(path), folder.name, subject))
@@ -253,6 +253,12 @@ def _directory(directory: Path) -> Path:
     if not directory.is_dir():
         raise GalipError(f"{directory}: no such directory; expected the data set's folder")
     return directory
+
+
+def _folders(directory: Path) -> list[Path]:
+    """Folders in a directory, in order; hidden ones are not."""
+    found = (path for path in _directory(directory).iterdir() if not path.name.startswith("."))
+    return sorted(path for path in found if path.is_dir())
 
 
 def _files(directory: Path, suffixes: tuple[str, ...]) -> list[Path]:
