@@ -55,6 +55,16 @@ def full_size_generator(seed: int = 0, **fields: Any) -> GalipForImageTranslatio
     return model
 
 
+def domains(number: int) -> list[dict[str, Any]]:
+    """Some domains, for `GalipConfig`; their names and prompts do not matter here."""
+    names = ["T1", "T2", "PD", *(f"MR{index}" for index in range(3, number))][:number]
+    intensity = {"rule": "percentile", "lower": 0.0, "upper": 99.5}
+    return [
+        {"name": name, "prompt": f"this MRI is {name}-weighted", "modality": "MR", "intensity": intensity}
+        for name in names
+    ]
+
+
 def alternate(sides: Mapping[str, Callable[[], Any]], repeats: int) -> dict[str, list[float]]:
     """Seconds of each call, the sides in turn within each repeat; one call of each first, not counted."""
     seconds: dict[str, list[float]] = {name: [] for name in sides}
@@ -125,11 +135,14 @@ def environment() -> dict[str, Any]:
     }
 
 
-def parser(description: str | None, output: str) -> argparse.ArgumentParser:
-    """Options that every benchmark has."""
+def parser(description: str | None, output: str, *, timed: bool = True) -> argparse.ArgumentParser:
+    """Options that every benchmark has; `--repeats` where calls are timed."""
     arguments = argparse.ArgumentParser(description=description)
     arguments.add_argument("--threads", type=int, default=torch.get_num_threads(), help="torch threads")
-    arguments.add_argument("--repeats", type=int, default=5, help="counted calls of each side (default: 5)")
+    if timed:
+        arguments.add_argument(
+            "--repeats", type=int, default=5, help="counted calls of each side (default: 5)"
+        )
     arguments.add_argument("--output", type=Path, default=Path("outputs/benchmarks") / output)
     return arguments
 

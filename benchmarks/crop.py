@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from galip_hf import GalipPipeline, __version__, phantom
-from galip_hf.evaluation import write_report
+from galip_hf.files import write_report
 from galip_hf.inference import EMPTY_LEVEL, foreground_box
 from galip_hf.metrics import fixed_scores
 from galip_hf.recipe import phantom_subject_seed

@@ -24,7 +24,13 @@ from galip_hf import GalipForImageTranslation
 from galip_hf.clip_backbone import ClipBackbone
 from galip_hf.discriminator import GalipDiscriminator, GalipHead, SpectralNormLinear, TokenConvolution
 from galip_hf.losses import adversarial_discriminator_loss, class_token_loss, clip_loss
-from galip_hf.modeling_galip import GalipAttention, GalipTransformerBlock
+from galip_hf.modeling_galip import (
+    GalipAttention,
+    GalipResidualBlock,
+    GalipTransformerBlock,
+    GalipTranslationOutput,
+)
+from galip_hf.norm_silu_convolution import resampled
 from galip_hf.training_args import GalipTrainingArguments
 from galip_hf.training_step import UnpairedBatch
 
@@ -45,6 +51,28 @@ def einsum_attention(self: GalipAttention, hidden_states: Tensor, context: Tenso
     return self.output(attended.permute(0, 2, 1, 3).reshape(batch, length, width))
 
 
+def plain_residual(self: GalipResidualBlock, hidden_states: Tensor, label_embedding: Tensor) -> Tensor:
+    """`GalipResidualBlock.forward`, operation by operation."""
+    residual = self.skip(resampled(hidden_states, self.resample))
+    hidden_states = self.conv_in(resampled(F.silu(self.norm_in(hidden_states)), self.resample))
+    hidden_states = hidden_states + self.label_projection(label_embedding)[:, :, None, None]
+    return residual + self.conv_out(F.silu(self.norm_out(hidden_states)))
+
+
+def plain_forward(
+    self: GalipForImageTranslation, pixel_values: Tensor, labels: Tensor, prompt_states: Tensor
+) -> GalipTranslationOutput:
+    """`GalipForImageTranslation.forward` of images that need no padding; the label enters every block."""
+    condition = F.silu(self.label_embedding(labels)), prompt_states
+    skips = [self.conv_in(pixel_values)]
+    for level in self.encoder:
+        skips += level(skips[-1], *condition)
+    hidden_states = self.middle(skips[-1], *condition)
+    for level in self.decoder:
+        hidden_states = level(hidden_states, skips, *condition)
+    return GalipTranslationOutput(translation=self.conv_out(F.silu(self.norm_out(hidden_states))))
+
+
 def recomputed_block(self: GalipTransformerBlock, hidden_states: Tensor, prompt_states: Tensor) -> Tensor:
     """`GalipTransformerBlock.forward`, computed again in the backward pass."""
     forward = types.MethodType(GalipTransformerBlock.forward, self)
@@ -54,11 +82,14 @@ def recomputed_block(self: GalipTransformerBlock, hidden_states: Tensor, prompt_
 
 
 def plain_generator(model: GalipForImageTranslation) -> GalipForImageTranslation:
-    """A copy of a generator with the plain attention."""
+    """A copy of a generator with the plain attention and residual blocks."""
     model = copy.deepcopy(model)
+    model.forward = types.MethodType(plain_forward, model)  # type: ignore[method-assign]
     for module in model.modules():
         if isinstance(module, GalipAttention):
             module.forward = types.MethodType(einsum_attention, module)  # type: ignore[method-assign]
+        elif isinstance(module, GalipResidualBlock):
+            module.forward = types.MethodType(plain_residual, module)  # type: ignore[method-assign]
         elif isinstance(module, GalipTransformerBlock):
             module.forward = types.MethodType(recomputed_block, module)  # type: ignore[method-assign]
     return model
@@ -128,7 +159,7 @@ class PlainTraining:
         self.discriminator_optimizer.zero_grad()
         (2 * values["discriminator"]).backward()
         self.discriminator_optimizer.step()
-        self.discriminator.power_iteration(set(batch.source_domains))
+        self.discriminator.power_iteration(set(batch.target_domains))
         with torch.no_grad():
             for average, parameter in zip(
                 self.average.parameters(), self.generator.parameters(), strict=True

@@ -1,17 +1,23 @@
 """Training step: the trainer's against the plain form, at full size, alternating in one run.
 
-python benchmarks/train_step.py [--batch-sizes 1 2] [--repeats 5]
+python benchmarks/train_step.py [--batch-sizes 1 2] [--repeats 5] [--sides plain trainer ...]
 
-256 x 256 slices, the default generator, ViT-B/16 and BERT-base with random weights, fp32. Both sides start
-from the same weights and take the same batch; their losses at the first step must agree to 1e-4. Peak memory
-is measured in a process of its own for each side.
+256 x 256 slices, the default generator, ViT-B/16 and BERT-base with random weights. Each side has a process
+of its own, in which its peak memory is read; one of them computes at a time. All start from the same weights
+and take the same batch: the losses of their first step must agree to 1e-4 (bf16: are printed).
+
+Sides: `plain`; `plain-kept`, with the allocator told to keep what is freed, as `examples/train.py` does;
+`trainer`, as `examples/train.py` trains; `trainer-default`, with the allocator left alone; `trainer-bf16`;
+`trainer-checkpointing`, with gradient checkpointing.
 """
 
 import json
+import statistics
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,96 +25,162 @@ import common
 import numpy as np
 import torch
 from plain import PlainTraining
+from torch.utils.flop_counter import FlopCounterMode
 
 from galip_hf import GalipImageProcessor
 from galip_hf.clip_backbone import ClipBackbone
 from galip_hf.data.sampling import UnpairedSlices
 from galip_hf.data.table import SubjectVolume, load_table, write_table
+from galip_hf.startup import keep_freed_memory
 from galip_hf.trainer import GalipTrainer
 from galip_hf.training_args import GalipTrainingArguments
 
 TOLERANCE = 1e-4
+SIDES = ("plain", "plain-kept", "trainer", "trainer-default", "trainer-bf16", "trainer-checkpointing")
 
 
-def make_trainer(folder: Path, batch_size: int, backbone: ClipBackbone) -> GalipTrainer:
+def make_trainer(
+    folder: Path, size: int, backbone: ClipBackbone, domains: int, **arguments: Any
+) -> GalipTrainer:
     """A real trainer at full size, on slices of noise: what they show does not matter here."""
-    model = common.full_size_generator()
+    model = common.full_size_generator(domains=common.domains(domains))
     generator = np.random.default_rng(0)
     names = model.config.domain_names
+    count = 2 * arguments["batch_size"]
     volumes = (
-        SubjectVolume(generator.random((2 * batch_size, 256, 256), np.float32), name, f"{name}-0", "train")
+        SubjectVolume(generator.random((count, size, size), np.float32), name, f"{name}-0", "train")
         for name in names
     )
     table = write_table(volumes, folder / "table", domains=names, image_size=None)
-    arguments = GalipTrainingArguments(output_dir=str(folder / "run"), batch_size=batch_size)
     dataset = UnpairedSlices(load_table(table)["train"], domains=names, seed=0)
-    return GalipTrainer(model, GalipImageProcessor.from_config(model.config), backbone, arguments, dataset)
+    settings = GalipTrainingArguments(output_dir=str(folder / "run"), **arguments)
+    return GalipTrainer(model, GalipImageProcessor.from_config(model.config), backbone, settings, dataset)
 
 
-def sides(
-    folder: Path, batch_size: int, backbone: ClipBackbone
-) -> dict[str, Callable[[], dict[str, torch.Tensor]]]:
-    """One training step of each form."""
-    trainer = make_trainer(folder, batch_size, backbone)
+def make_step(side: str, folder: Path, batch_size: int, size: int, domains: int) -> Callable[[], Any]:
+    """One training step of a side; returns its losses."""
+    if not side.endswith("default") and side != "plain":
+        keep_freed_memory()
+    options: dict[str, Any] = {
+        "trainer-bf16": {"mixed_precision": "bf16"},
+        "trainer-checkpointing": {"gradient_checkpointing": True},
+    }.get(side, {})
+    backbone = common.full_size_backbone()
+    trainer = make_trainer(folder, size, backbone, domains, batch_size=batch_size, **options)
     batches = next(trainer.loader.steps(0))
-    domains = sorted(set(batches[0].source_domains))
-    plain = PlainTraining(trainer.generator, trainer.discriminator, backbone, trainer.arguments)
-    return {
-        "plain": lambda: plain.training_step(batches[0]),
-        "trainer": lambda: trainer.training_step(batches, domains)["losses"],
-    }
+    present = sorted(set(batches[0].target_domains))
+    if side.startswith("plain"):
+        plain = PlainTraining(trainer.generator, trainer.discriminator, backbone, trainer.arguments)
+        del trainer
+        return lambda: plain.training_step(batches[0])
+    return lambda: trainer.training_step(batches, present)["losses"]
 
 
-def difference(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> float:
+def work(arguments: Any) -> None:
+    """The process of a side: a step for each line that comes in, its figures as a line that goes out."""
+    with tempfile.TemporaryDirectory() as folder:
+        step = make_step(
+            arguments.work, Path(folder), arguments.batch_sizes[0], arguments.size, arguments.domains
+        )
+        for line in sys.stdin:
+            if line.strip() == "count":
+                with FlopCounterMode(display=False) as counter:
+                    step()
+                answer: dict[str, Any] = {"flops": counter.get_total_flops()}
+            else:
+                started = time.perf_counter()
+                losses = {name: float(value) for name, value in step().items()}
+                answer = {"seconds": time.perf_counter() - started, "losses": losses}
+            print(json.dumps({**answer, "peak_memory_gb": common.peak_memory_gb()}), flush=True)
+
+
+class Side:
+    """A process that takes steps when asked to."""
+
+    def __init__(self, name: str, batch_size: int, arguments: Any) -> None:
+        self.name = name
+        options = {"work": name, "batch-sizes": batch_size, "size": arguments.size}
+        options |= {"domains": arguments.domains, "threads": arguments.threads}
+        command = [sys.executable, __file__]
+        for option, value in options.items():
+            command += [f"--{option}", str(value)]
+        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+
+    def ask(self, what: str) -> dict[str, Any]:
+        """`step` or `count`."""
+        assert self.process.stdin and self.process.stdout
+        print(what, file=self.process.stdin, flush=True)
+        answer = self.process.stdout.readline()
+        if not answer:
+            sys.exit(f"{self.name}: ended without an answer")
+        result: dict[str, Any] = json.loads(answer)
+        return result
+
+    def close(self) -> None:
+        """End the process."""
+        assert self.process.stdin
+        self.process.stdin.close()
+        self.process.wait()
+
+
+def difference(first: Mapping[str, float], second: Mapping[str, float]) -> float:
     """Largest relative difference of the losses."""
     assert set(first) == set(second), (sorted(first), sorted(second))
-    return max(abs(float(first[name] / second[name]) - 1) for name in first)
+    return max(abs(first[name] / second[name] - 1) for name in first)
 
 
-def compare(batch_size: int, repeats: int, backbone: ClipBackbone) -> dict[str, Any]:
-    """Losses and times of both sides at one batch size."""
-    with tempfile.TemporaryDirectory() as folder:
-        steps = sides(Path(folder), batch_size, backbone)
-        relative = difference(steps["plain"](), steps["trainer"]())
-        if relative > TOLERANCE:
-            sys.exit(f"the losses differ by {relative:.2e}, more than {TOLERANCE}: no comparison")
-        times = common.summary(common.alternate(steps, repeats), "plain")
-    return {"batch_size": batch_size, "largest_relative_difference": relative, "sides": times}
-
-
-def peak_memory(side: str, batch_size: int, threads: int) -> float:
-    """Peak resident memory, GB, of two steps of one side in a process of its own."""
-    command = [sys.executable, __file__, "--memory-of", side, "--batch-sizes", str(batch_size)]
-    done = subprocess.run([*command, "--threads", str(threads)], capture_output=True, text=True, check=True)
-    return float(json.loads(done.stdout))
+def compare(names: Sequence[str], batch_size: int, arguments: Any) -> dict[str, Any]:
+    """Losses, times, memory and operations of some sides at one batch size."""
+    sides = [Side(name, batch_size, arguments) for name in names]
+    first = {side.name: side.ask("step") for side in sides}
+    reference = names[0]
+    differences = {name: difference(first[reference]["losses"], first[name]["losses"]) for name in names}
+    for name, relative in differences.items():
+        if relative > TOLERANCE and not name.endswith("bf16"):
+            sys.exit(f"{name}: the losses differ by {relative:.2e}, more than {TOLERANCE}: no comparison")
+    seconds: dict[str, list[float]] = {name: [] for name in names}
+    last: dict[str, dict[str, Any]] = {}
+    for _ in range(arguments.repeats):
+        for side in sides:
+            last[side.name] = side.ask("step")
+            seconds[side.name].append(last[side.name]["seconds"])
+    table: dict[str, Any] = common.summary(seconds, reference)
+    for side in sides:
+        row = table[side.name]
+        row |= {
+            "peak_memory_gb": last[side.name]["peak_memory_gb"],
+            "loss_difference": differences[side.name],
+            "gflop": side.ask("count")["flops"] / 1e9,
+        }
+        row["gflop_per_s"] = row["gflop"] / statistics.median(seconds[side.name])
+        side.close()
+    return {"batch_size": batch_size, "size": arguments.size, "domains": arguments.domains, "sides": table}
 
 
 def main() -> None:
     parser = common.parser(__doc__, "train_step.json")
     parser.add_argument("--batch-sizes", type=int, nargs="+", default=[1, 2])
-    parser.add_argument("--memory-of", choices=["plain", "trainer"], help="print one side's peak memory, GB")
+    parser.add_argument("--sides", nargs="+", choices=SIDES, default=["plain", "trainer"])
+    parser.add_argument("--size", type=int, default=256, help="height and width of the slices")
+    parser.add_argument("--domains", type=int, default=3, help="number of domains")
+    parser.add_argument("--work", choices=SIDES, help="be the process of a side")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
-    backbone = common.full_size_backbone()
-    if arguments.memory_of:
-        with tempfile.TemporaryDirectory() as folder:
-            step = sides(Path(folder), arguments.batch_sizes[0], backbone)[arguments.memory_of]
-            step(), step()
-        print(common.peak_memory_gb())
+    if arguments.work:
+        work(arguments)
         return
+    peak = common.machine_peak()
     rows = []
     for batch_size in arguments.batch_sizes:
-        row = compare(batch_size, arguments.repeats, backbone)
-        for side, times in row["sides"].items():
-            times["peak_memory_gb"] = peak_memory(side, batch_size, arguments.threads)
+        rows.append(compare(arguments.sides, batch_size, arguments))
+        for side, row in rows[-1]["sides"].items():
             print(
-                f"batch {batch_size}  {side:8s} {times['median_s']:7.2f} s  x{times['speedup']:.2f}  "
-                f"{times['peak_memory_gb']:.2f} GB",
+                f"batch {batch_size}  {side:22s} {row['median_s']:7.2f} s  x{row['speedup']:.2f}  "
+                f"{row['peak_memory_gb']:5.2f} GB  {row['gflop']:6.0f} GFLOP  "
+                f"{row['gflop_per_s'] / peak['gemm']:.0%} of peak  losses {row['loss_difference']:.0e}",
                 flush=True,
             )
-        print(f"batch {batch_size}  losses differ by {row['largest_relative_difference']:.1e} at most")
-        rows.append(row)
-    common.write({"benchmark": "train_step", "precision": "fp32", "rows": rows}, arguments.output)
+    common.write({"benchmark": "train_step", "machine_peak": peak, "rows": rows}, arguments.output)
 
 
 if __name__ == "__main__":

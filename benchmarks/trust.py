@@ -18,8 +18,8 @@ from scipy import ndimage
 from scipy.stats import mannwhitneyu
 
 from galip_hf import GalipPipeline, __version__, phantom
-from galip_hf.evaluation import write_report
 from galip_hf.figures import save_montage
+from galip_hf.files import write_report
 from galip_hf.phantom import TISSUES, PhantomSubject
 from galip_hf.recipe import phantom_subject_seed
 

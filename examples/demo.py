@@ -23,8 +23,9 @@ import torch
 
 from galip_hf import GalipError, GalipForImageTranslation, GalipImageProcessor, __version__, phantom
 from galip_hf.cli import quiet_libraries
-from galip_hf.evaluation import evaluate, write_report
+from galip_hf.evaluation import evaluate
 from galip_hf.figures import FigureRow, save_loss_curves, save_translation_figure
+from galip_hf.files import write_report
 from galip_hf.inference import translate_slices
 from galip_hf.recipe import (
     PhantomRecipe,

@@ -16,7 +16,8 @@ import torch
 from demo import mean_psnr, save_figure, test_subjects, training_slices, translator
 
 from galip_hf import GalipError, GalipForImageTranslation, GalipImageProcessor, __version__, phantom
-from galip_hf.evaluation import evaluate, write_report
+from galip_hf.evaluation import evaluate
+from galip_hf.files import write_report
 from galip_hf.recipe import Recipe, load_recipe, run_recipe
 
 EXAMPLES = Path(__file__).resolve().parent

@@ -1,7 +1,7 @@
 """Train a model from a YAML recipe, on one or many processes.
 
 python examples/train.py --config examples/configs/phantom.yaml training.max_steps=100
-accelerate launch examples/train.py --config examples/configs/phantom.yaml
+accelerate launch examples/train.py --config examples/configs/phantom.yaml --push-to-hub USER/NAME
 """
 
 import argparse
@@ -12,11 +12,15 @@ import sys
 from galip_hf.cli import quiet_libraries
 from galip_hf.errors import GalipError
 from galip_hf.recipe import load_recipe, run_recipe
+from galip_hf.startup import keep_freed_memory
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description="Train a model from a YAML recipe.")
     parser.add_argument("--config", required=True, help="recipe, for example examples/configs/phantom.yaml")
+    parser.add_argument(
+        "--push-to-hub", metavar="USER/NAME", help="push the model at the end: training.hub_repo_id=USER/NAME"
+    )
     parser.add_argument(
         "overrides", nargs="*", metavar="key=value", help="for example training.max_steps=100"
     )
@@ -24,8 +28,10 @@ def main() -> int:
     logging.basicConfig(level=logging.WARNING, format="%(message)s")  # open_clip tells every step of loading
     logging.getLogger("galip_hf").setLevel(logging.INFO)
     quiet_libraries()
+    keep_freed_memory()
     try:
-        recipe = load_recipe(arguments.config, arguments.overrides)
+        pushing = [f"training.hub_repo_id={arguments.push_to_hub}"] if arguments.push_to_hub else []
+        recipe = load_recipe(arguments.config, [*arguments.overrides, *pushing])
         stopped_by = run_recipe(recipe).stopped_by
     except GalipError as error:
         print(f"train.py: {error}", file=sys.stderr)

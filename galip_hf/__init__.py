@@ -1,20 +1,45 @@
-"""I2I-Galip: unpaired, multi-domain medical image translation with one text-conditioned generator."""
+"""I2I-Galip: unpaired, multi-domain medical image translation with one text-conditioned generator.
 
-from transformers import AutoConfig, AutoImageProcessor, AutoModelForImageToImage
+Importing the package imports neither torch nor transformers: a name does, when it is first used.
+"""
 
-from .configuration_galip import GalipConfig
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from .auto_classes import register_with_transformers
 from .errors import GalipError
-from .image_processing_galip import GalipImageProcessor
-from .modeling_galip import GalipForImageTranslation, GalipTranslationOutput
-from .pipeline import GalipPipeline
-from .translation import Translation
 from .version import __version__
 
-AutoConfig.register("galip", GalipConfig, exist_ok=True)
-AutoModelForImageToImage.register(GalipConfig, GalipForImageTranslation, exist_ok=True)
-AutoImageProcessor.register(
-    GalipConfig, image_processor_classes={"torchvision": GalipImageProcessor}, exist_ok=True
-)
+if TYPE_CHECKING:
+    from .configuration_galip import GalipConfig
+    from .image_processing_galip import GalipImageProcessor
+    from .modeling_galip import GalipForImageTranslation, GalipTranslationOutput
+    from .pipeline import GalipPipeline
+    from .translation import Translation
+
+_MODULES = {
+    "GalipConfig": "configuration_galip",
+    "GalipForImageTranslation": "modeling_galip",
+    "GalipImageProcessor": "image_processing_galip",
+    "GalipPipeline": "pipeline",
+    "GalipTranslationOutput": "modeling_galip",
+    "Translation": "translation",
+}
+
+register_with_transformers()
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(importlib.import_module(f".{_MODULES[name]}", __name__), name)
+    globals()[name] = value  # from now on it is found without this function
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_MODULES})
+
 
 __all__ = [
     "GalipConfig",

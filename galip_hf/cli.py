@@ -1,13 +1,12 @@
 """The command line, `galip-hf`. A user's mistake is one line on stderr and exit code 2."""
 
 import argparse
+import os
 import shlex
 import sys
 from collections.abc import Sequence
 
-from transformers.utils.logging import disable_progress_bar
-
-from .commands import add_domain, convert, evaluate, inspect, prepare, push, translate
+from .commands import add_domain, card, convert, evaluate, inspect, prepare, push, translate
 from .errors import GalipError
 from .version import __version__
 
@@ -18,14 +17,19 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for command in (translate, prepare, inspect, evaluate, convert, add_domain, push):
+    for command in (translate, prepare, inspect, evaluate, convert, add_domain, card, push):
         command.add_parser(commands)
     return parser
 
 
 def quiet_libraries() -> None:
     """Switch off the progress bars of transformers and huggingface_hub where nobody watches, as ours are."""
-    if not sys.stderr.isatty():
+    if sys.stderr.isatty():
+        return
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")  # both libraries read it when imported
+    if "transformers" in sys.modules:
+        from transformers.utils.logging import disable_progress_bar
+
         disable_progress_bar()
 
 

@@ -3,7 +3,6 @@
 import logging
 
 import torch
-from torch import nn
 
 logger = logging.getLogger(__name__)
 
@@ -24,14 +23,12 @@ def missing_compiler(device: torch.device) -> str | None:
     return None
 
 
-def compile_where_possible(module: nn.Module, device: torch.device) -> bool:
-    """Compile a module in place, its weights' names unchanged; False, and a warning, where that cannot be."""
+def can_compile(device: torch.device) -> bool:
+    """Whether a model on `device` can be compiled here; a warning where it cannot."""
     reason = missing_compiler(device)
     if reason:
         logger.warning("torch_compile: %s; training goes on without it", reason)
-        return False
-    module.compile()
-    return True
+    return reason is None
 
 
-__all__ = ["compile_where_possible", "missing_compiler"]
+__all__ = ["can_compile", "missing_compiler"]

@@ -7,6 +7,10 @@ CLIP", MIDL 2025, PMLR 301:748-762.
 import copy
 import itertools
 import math
+import os
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, Literal
 
 from huggingface_hub.dataclasses import strict
@@ -39,12 +43,36 @@ _KEYS_OF_TRANSFORMERS = {
     "_commit_hash",
     "auto_map",
     "torch_dtype",
-    "num_labels",
     "attn_implementation",
     "experts_implementation",
     "output_attentions",
     "_attn_implementation_internal",
     "_experts_implementation_internal",
+}
+
+# What the fields of transformers may be in ours: the default labels of a classifier, which a generator has no
+# use for, and nothing that would allocate by a number or load by a name.
+_PRECISIONS = ("float32", "float64", "float16", "bfloat16")
+_LABELS = {0: "LABEL_0", 1: "LABEL_1"}
+_VALUES_OF_TRANSFORMERS: dict[str, tuple[Any, ...]] = {
+    "model_type": ("galip",),
+    "attn_implementation": (None, "eager", "sdpa"),
+    "experts_implementation": (None, "eager"),
+    "output_attentions": (None, False, True),
+    "id2label": (None, _LABELS, {str(number): label for number, label in _LABELS.items()}),
+    "label2id": (None, {label: number for number, label in _LABELS.items()}),
+    "problem_type": (None,),
+    "dtype": (None, *_PRECISIONS),
+    "torch_dtype": (None, *_PRECISIONS),
+}
+_TYPES_OF_TRANSFORMERS = {
+    "architectures": list,
+    "auto_map": dict,
+    "chunk_size_feed_forward": int,
+    "is_encoder_decoder": bool,
+    "output_hidden_states": bool,
+    "return_dict": bool,
+    "transformers_version": str,
 }
 
 
@@ -83,6 +111,19 @@ def validate_intensity_rule(rule: Any, where: str) -> None:
         raise GalipError(f"{where}: percentiles are {lower}..{upper}; expected 0 <= lower < upper <= 100")
 
 
+@contextmanager
+def readable_json(where: str) -> Iterator[None]:
+    """Around the reading of a file by transformers; GalipError for what is no JSON object."""
+    try:
+        yield
+    except GalipError:
+        raise
+    except (TypeError, AttributeError, KeyError, ValueError, RecursionError) as error:
+        raise GalipError(
+            f"{where}: not readable ({type(error).__name__}: {str(error)[:100]}); expected a JSON object"
+        ) from None
+
+
 def validate_domains(domains: Any) -> None:
     """Check a list of domains (`name`, `prompt`, `modality`, `intensity`); GalipError at the first fault."""
     if not isinstance(domains, (list, tuple)) or not domains:
@@ -98,6 +139,12 @@ def validate_domains(domains: Any) -> None:
         for key in ("name", "prompt"):
             if not isinstance(domain[key], str) or not domain[key].strip():
                 raise GalipError(f"{where}: {key} is {domain[key]!r}; expected a non-empty string")
+        # Names become parts of file names and of lists with commas.
+        if re.search(r"[/\\,\x00-\x1f]", domain["name"]):
+            raise GalipError(
+                f"{where}: name is {domain['name']!r}; expected neither slash, backslash, comma nor control "
+                "character"
+            )
         if domain["modality"] not in MODALITIES:
             raise GalipError(
                 f"{where}: modality is {domain['modality']!r}; expected one of {', '.join(MODALITIES)}"
@@ -167,6 +214,7 @@ class GalipConfig(PreTrainedConfig):
                 f"GalipConfig: unknown key {', '.join(map(repr, unknown))}; "
                 f"known keys: {', '.join(self._own_keys())}"
             )
+        self._validate_keys_of_transformers(kwargs)
         # Lists, and copies of their own: so that a reloaded configuration equals the saved one.
         self.channel_multipliers = list(self.channel_multipliers)
         self.attention_rates = list(self.attention_rates)
@@ -174,6 +222,26 @@ class GalipConfig(PreTrainedConfig):
         super().__post_init__(**kwargs)
         # `strict` would call it too, but wraps what it raises into two lines.
         self.validate_architecture()
+
+    def _validate_keys_of_transformers(self, kwargs: dict[str, Any]) -> None:
+        """Before transformers acts on them."""
+        for name, allowed in _VALUES_OF_TRANSFORMERS.items():
+            value = kwargs[name] if name in kwargs else getattr(self, name, None)
+            if name.endswith("dtype") and value is not None:
+                value = str(value).removeprefix("torch.")
+            if value not in list(allowed):  # a list: it may be unhashable
+                raise GalipError(f"GalipConfig: {name} is {str(value)[:60]!r}; expected one of {allowed}")
+        for name, kind in _TYPES_OF_TRANSFORMERS.items():
+            value = kwargs[name] if name in kwargs else getattr(self, name, None)
+            if value is not None and not isinstance(value, kind):
+                raise GalipError(f"GalipConfig: {name} is {str(value)[:60]!r}; expected a {kind.__name__}")
+
+    @classmethod
+    def get_config_dict(cls, *args: Any, **kwargs: Any) -> Any:
+        """As in `PreTrainedConfig`; GalipError for a file that holds no JSON object."""
+        with readable_json(f"{os.fspath(args[0]) if args else 'model'}: config.json"):
+            values, unused = super().get_config_dict(*args, **kwargs)
+            return dict(**values), unused
 
     @classmethod
     def _own_keys(cls) -> list[str]:
@@ -190,6 +258,8 @@ class GalipConfig(PreTrainedConfig):
         try:
             config, unused = super().from_dict(config_dict, return_unused_kwargs=True, **kwargs)
             config.validate()
+        except TypeError as error:  # a key that is a parameter's name, such as self
+            raise GalipError(f"GalipConfig: {' '.join(str(error).split())}") from None
         except StrictDataclassError as error:
             reason = error.__cause__ or error
             if isinstance(reason, GalipError):

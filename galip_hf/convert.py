@@ -1,4 +1,4 @@
-"""Checkpoints in the authors' layout (`torch.save(generator.state_dict())`) to ours: one rename table."""
+"""Checkpoints in the authors' layout (`torch.save(generator.state_dict())`) and ours: one rename table."""
 
 import os
 import pickle
@@ -21,43 +21,38 @@ _RESIDUAL = {
     "out_layers.3": "conv_out",
     "skip_connection": "skip",
 }
-_TRANSFORMER = {"norm": "norm", "proj_in": "projection_in", "proj_out": "projection_out"}
 _TRANSFORMER_BLOCK = {
-    "norm1": "norm_self",
     "attn1.to_q": "self_attention.query",
     "attn1.to_k": "self_attention.key",
     "attn1.to_v": "self_attention.value",
     "attn1.to_out.0": "self_attention.output",
-    "norm2": "norm_cross",
+    "ff.net.0.proj": "feed_forward_in",
+    "ff.net.2": "feed_forward_out",
     "attn2.to_q": "cross_attention.query",
     "attn2.to_k": "cross_attention.key",
     "attn2.to_v": "cross_attention.value",
     "attn2.to_out.0": "cross_attention.output",
+    "norm1": "norm_self",
+    "norm2": "norm_cross",
     "norm3": "norm_feed_forward",
-    "ff.net.0.proj": "feed_forward_in",
-    "ff.net.2": "feed_forward_out",
 }
 
 
 def official_module_names(config: GalipConfig) -> dict[str, str]:
-    """The rename table: the authors' module names -> ours, for the architecture of `config`."""
-    table = {
-        "label_emb": "label_embedding",
-        "input_blocks.0.0": "conv_in",
-        "out.0": "norm_out",
-        "out.2": "conv_out",
-    }
+    """The rename table: the authors' module names -> ours, in their order, for what `config` describes."""
+    table = {"label_emb": "label_embedding", "input_blocks.0.0": "conv_in"}
 
     def residual(official: str, ours: str) -> None:
         table.update({f"{official}.{old}": f"{ours}.{new}" for old, new in _RESIDUAL.items()})
 
     def transformer(official: str, ours: str) -> None:
-        table.update({f"{official}.{old}": f"{ours}.{new}" for old, new in _TRANSFORMER.items()})
+        table.update({f"{official}.norm": f"{ours}.norm", f"{official}.proj_in": f"{ours}.projection_in"})
         for depth in range(config.transformer_depth):
             old_block, new_block = f"{official}.transformer_blocks.{depth}", f"{ours}.blocks.{depth}"
             table.update(
                 {f"{old_block}.{old}": f"{new_block}.{new}" for old, new in _TRANSFORMER_BLOCK.items()}
             )
+        table[f"{official}.proj_out"] = f"{ours}.projection_out"
 
     def block(official: str, ours: str, level: int) -> int:
         """A residual block, and a transformer where the level has attention; returns the modules it takes."""
@@ -86,7 +81,7 @@ def official_module_names(config: GalipConfig) -> dict[str, str]:
             if level and index == config.blocks_per_level:
                 residual(f"output_blocks.{number}.{modules}", f"decoder.{position}.upsample")
             number += 1
-    return table
+    return {**table, "out.0": "norm_out", "out.2": "conv_out"}
 
 
 def config_of_official_state_dict(state_dict: Mapping[str, Tensor], **fields: Any) -> GalipConfig:
@@ -151,6 +146,33 @@ def convert_official_state_dict(state_dict: Mapping[str, Tensor]) -> dict[str, T
     return converted
 
 
+def official_state_dict(model: GalipForImageTranslation) -> dict[str, Tensor]:
+    """The way back from `convert_official_state_dict`: names and order of the authors, the same values.
+
+    The prompts' text states (`model.prompt_states`) are not part of their checkpoints.
+
+    Raises:
+        GalipError: the authors' network has no such architecture.
+    """
+    config: GalipConfig = model.config  # type: ignore[assignment]
+    if config.text_conditioning != "tokens":
+        raise GalipError(
+            f"text_conditioning is {config.text_conditioning!r}; the authors' code knows only 'tokens'"
+        )
+    parameters = dict(model.named_parameters())
+    official = {
+        f"{theirs}.{kind}": parameters[f"{ours}.{kind}"].detach()
+        for theirs, ours in official_module_names(config).items()
+        for kind in ("weight", "bias")
+        if f"{ours}.{kind}" in parameters
+    }
+    try:
+        convert_official_state_dict(official)
+    except GalipError as error:
+        raise GalipError(f"the authors' network has another architecture than this model ({error})") from None
+    return official
+
+
 def load_official_state_dict(path: str | os.PathLike) -> dict[str, Tensor]:
     """Read `torch.save(generator.state_dict())` without running code from the file.
 
@@ -185,4 +207,5 @@ __all__ = [
     "convert_official_state_dict",
     "load_official_state_dict",
     "official_module_names",
+    "official_state_dict",
 ]

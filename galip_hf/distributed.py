@@ -7,7 +7,7 @@ without an error. Here gradients are averaged once, when all of them are there.
 """
 
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed
@@ -16,6 +16,8 @@ from accelerate.utils import get_int_from_env, parse_flag_from_env
 from torch import Tensor, nn
 
 from .errors import GalipError
+
+T = TypeVar("T")
 
 _BUCKET_BYTES = 64 * 2**20
 
@@ -79,6 +81,14 @@ class ProcessGroup:
             raise failure
         if has_failed:
             raise GalipError("stopped with the first process, which tells why")
+
+    def of_main(self, value: T) -> T:
+        """The first process's value, on all of them: what is decided by it is then decided alike."""
+        if self._host is None:
+            return value
+        shared = [value]
+        torch.distributed.broadcast_object_list(shared, src=0, group=self._host)
+        return shared[0]
 
     def average_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
         """Replace each gradient by its mean over the processes; a missing one counts as 0.

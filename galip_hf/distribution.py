@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 KID_SUBSETS = 100
 KID_SUBSET_SIZE = 1000
 KID_MINIMUM = 10  # fewer samples than this say nothing, whatever the estimator
+# Each process has all features: torchmetrics would gather them again, and count them once for each process.
+_METRIC_OPTIONS = {"sync_on_compute": False}
 
 
 def distribution_distances(
@@ -108,7 +110,7 @@ class _Features(nn.Identity):
 
 def _fid(real: Tensor, fake: Tensor) -> float:
     module = require("torchmetrics.image.fid", "evaluate")
-    metric = module.FrechetInceptionDistance(feature=_Features(real.shape[1]))
+    metric = module.FrechetInceptionDistance(feature=_Features(real.shape[1]), **_METRIC_OPTIONS)
     metric.update(real, real=True)
     metric.update(fake, real=False)
     return max(0.0, float(metric.compute()))  # rounding may leave a tiny negative number
@@ -122,7 +124,7 @@ def _kid(real: Tensor, fake: Tensor, seed: int) -> dict[str, Any]:
         warnings.filterwarnings("ignore", message=".*will save all extracted features.*")
         torch.manual_seed(seed)
         metric = module.KernelInceptionDistance(
-            feature=_Features(real.shape[1]), subsets=subsets, subset_size=size
+            feature=_Features(real.shape[1]), subsets=subsets, subset_size=size, **_METRIC_OPTIONS
         )
         metric.update(real, real=True)
         metric.update(fake, real=False)

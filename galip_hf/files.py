@@ -1,12 +1,14 @@
 """Files and folders that appear whole or not at all."""
 
+import json
 import os
 import re
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 from safetensors import SafetensorError
 
@@ -120,4 +122,23 @@ def told_if_unwritable(path: str | os.PathLike[str], remedy: str) -> Iterator[No
         raise GalipError(f"{os.fspath(path)}: cannot be written ({reason}); {remedy}") from None
 
 
-__all__ = ["atomic_write", "told_if_unwritable"]
+def write_report(report: Mapping[str, Any], path: str | os.PathLike[str]) -> Path:
+    """Writes a report as JSON (indent 2), complete or not at all.
+
+    Raises:
+        GalipError: the report holds a NaN or infinite value, or something JSON has no form for.
+    """
+    path = Path(path)
+    try:
+        text = json.dumps(report, indent=2, allow_nan=False)
+    except (ValueError, TypeError) as error:
+        raise GalipError(
+            f"report: {error}; expected finite numbers, text, lists and mappings only"
+        ) from error
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with atomic_write(path) as temporary:
+        temporary.write_text(text + "\n", encoding="utf-8")
+    return path
+
+
+__all__ = ["atomic_write", "told_if_unwritable", "write_report"]

@@ -10,6 +10,7 @@ come back from the inverse like all others. The map is computed in float64 and s
 to 16 bits come back exactly after rounding, floats to within a float32 rounding of the value and the window.
 """
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -19,7 +20,7 @@ import torch
 from transformers import BatchFeature
 from transformers.image_processing_utils import BaseImageProcessor
 
-from .configuration_galip import GalipConfig, validate_intensity_rule
+from .configuration_galip import GalipConfig, readable_json, validate_domains, validate_intensity_rule
 from .domain_statistics import DomainStatistics
 from .errors import GalipError
 
@@ -72,7 +73,11 @@ class GalipImageProcessor(BaseImageProcessor):
         if (domains is None) == (intensity_rules is None):
             raise GalipError("GalipImageProcessor: expected either domains or intensity_rules")
         if domains is not None:
+            validate_domains(domains)
             intensity_rules = {domain["name"]: domain["intensity"] for domain in domains}
+        for name, values in (("intensity_rules", intensity_rules), ("domain_statistics", domain_statistics)):
+            if values is not None and not isinstance(values, Mapping):
+                raise GalipError(f"{name}: found {str(values)[:60]!r}; expected an object, domain by domain")
         super().__init__(**kwargs)
         self.intensity_rules: dict[str, dict[str, Any]] = {}
         for name, rule in (intensity_rules or {}).items():
@@ -84,6 +89,13 @@ class GalipImageProcessor(BaseImageProcessor):
                 for name, values in (domain_statistics or {}).items()
             }
         )
+
+    @classmethod
+    def get_image_processor_dict(cls, *args: Any, **kwargs: Any) -> Any:
+        """As in `BaseImageProcessor`; GalipError for a file that holds no JSON object."""
+        with readable_json(f"{os.fspath(args[0]) if args else 'model'}: preprocessor_config.json"):
+            values, unused = super().get_image_processor_dict(*args, **kwargs)
+            return dict(**values), unused
 
     @classmethod
     def from_config(cls, config: GalipConfig) -> "GalipImageProcessor":

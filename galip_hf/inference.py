@@ -26,7 +26,7 @@ def translate_to_targets(
     slices: np.ndarray,
     targets: Sequence[GalipTarget],
     *,
-    batch_size: int = 8,
+    batch_size: int = 4,
     precision: str = "fp32",
     advance: Callable[[int], object] = lambda count: None,
 ) -> list[np.ndarray]:
@@ -112,7 +112,7 @@ def resize_slices(slices: np.ndarray, height: int, width: int) -> np.ndarray:
 
 
 def translate_slices(
-    model: GalipForImageTranslation, slices: np.ndarray, target_domain: str, batch_size: int = 8
+    model: GalipForImageTranslation, slices: np.ndarray, target_domain: str, batch_size: int = 4
 ) -> np.ndarray:
     """Translate (S, H, W) slices in model space, empty ones too; the same shape, float32."""
     with torch.inference_mode():

@@ -9,9 +9,10 @@ never modified; everything is computed in float64.
 
 import math
 import os
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, TypeVar
 
 import numpy as np
 from scipy import ndimage
@@ -24,6 +25,8 @@ PSNR_CEILING = 100.0  # dB; identical images would be infinite, which no mean an
 REFERENCE_PERCENTILE = 99.5
 FOREGROUND_FRACTION = 0.01
 AIR = -1000.0  # HU
+
+Value = TypeVar("Value")
 
 
 @dataclass(frozen=True)
@@ -92,7 +95,7 @@ def foreground_mask(target: np.ndarray, *, modality: Literal["MR", "CT"] = "MR")
     Raises:
         GalipError: not a finite (S, H, W) volume, or its 99.5th percentile is not positive.
     """
-    target = _volume("target", target)
+    target = _volume("target", target).astype(np.float64, copy=False)
     if modality == "CT":
         target = target - AIR
     labels, count = ndimage.label(
@@ -119,18 +122,90 @@ def paper_scores(prediction: np.ndarray, target: np.ndarray) -> Scores:
         GalipError: shapes differ, values are not finite, or slices are smaller than the SSIM window.
     """
     prediction, target = _pair(prediction, target)
-    pairs = zip(prediction, target, strict=True)
-    slices = [(p / p.max(), t / t.max()) for p, t in pairs if p.max() > 0 and t.max() > 0]
-    skipped = len(target) - len(slices)
-    if not slices:
+
+    def score(index: int) -> tuple[float, float, float] | None:
+        sides = [np.asarray(side[index], dtype=np.float64) for side in (prediction, target)]
+        if min(side.max() for side in sides) <= 0:
+            return None
+        p, t = (side / side.max() for side in sides)
+        return _psnr(p, t), _ssim(p, t)[0], float(np.abs(p - t).mean())
+
+    per_slice = [scores for scores in _each_slice(score, len(target)) if scores]
+    skipped = len(target) - len(per_slice)
+    if not per_slice:
         return Scores(math.nan, math.nan, math.nan, skipped)
-    similarity = _similarities(slices)
-    per_slice = [
-        (_psnr(p, t), mean, float(np.abs(p - t).mean()))
-        for (p, t), (mean, _) in zip(slices, similarity, strict=True)
-    ]
     psnr, ssim, mae = np.mean(per_slice, axis=0).tolist()
     return Scores(psnr, ssim, mae, skipped)
+
+
+@dataclass(frozen=True, eq=False)
+class FixedTarget:
+    """A target under `FIXED`, prepared once for all predictions that are scored against it.
+
+    Attributes:
+        values: (S, H, W) float64 in units of the data range, which is 1.
+        mask: (S, H, W) bool, the foreground.
+        low, high: in the target's units, what 0 and 1 of `values` are.
+        clipped: whether values outside are clipped (CT).
+    """
+
+    values: np.ndarray
+    mask: np.ndarray
+    low: float
+    high: float
+    clipped: bool
+
+    def scores(self, prediction: np.ndarray) -> dict[str, Scores]:
+        """Scores of a prediction, (S, H, W) in the target's units: {"masked": Scores, "full": Scores}.
+
+        Raises:
+            GalipError: shapes differ, values are not finite, or slices are smaller than the SSIM window.
+        """
+        prediction, target = _pair(prediction, self.values)
+        scaled = np.empty_like(target)
+
+        def score(index: int) -> tuple[float, np.ndarray, np.ndarray]:
+            scaled[index] = _scaled(prediction[index], self.low, self.high, clip=self.clipped)
+            mean, ssim_map = _ssim(scaled[index], target[index])
+            inside = self.mask[index]
+            return mean, ssim_map[inside], scaled[index][inside]
+
+        means, maps, inside = zip(*_each_slice(score, len(target)), strict=True)
+        p, t = np.concatenate(inside), target[self.mask]
+        unit = self.high - self.low if self.clipped else 1.0
+        masked = Scores(_psnr(p, t), float(np.concatenate(maps).mean()), float(np.abs(p - t).mean()) * unit)
+        psnr = _psnr(scaled, target)
+        scaled -= target
+        mae = float(np.abs(scaled, out=scaled).mean()) * unit
+        return {"masked": masked, "full": Scores(psnr, float(np.mean(means)), mae)}
+
+
+def fixed_target(
+    target: np.ndarray,
+    *,
+    modality: Literal["MR", "CT"] = "MR",
+    window: tuple[float, float] | None = None,
+    mask: np.ndarray | None = None,
+) -> FixedTarget:
+    """Prepare a target for `FixedTarget.scores`; arguments and errors as of `fixed_scores`."""
+    target = _volume("target", target).astype(np.float64, copy=False)
+    if modality == "CT":
+        low, high = _checked_window(window)
+    elif modality == "MR":
+        if window is not None:
+            raise GalipError(
+                f"window: got {window} for modality 'MR'; a HU window is for modality 'CT', leave it out"
+            )
+        low, high = 0.0, _reference_intensity(target)
+    else:
+        raise GalipError(f"modality: got {modality!r}, expected 'MR' or 'CT'")
+    mask = foreground_mask(target, modality=modality) if mask is None else _checked_mask(mask, target.shape)
+    return FixedTarget(_scaled(target, low, high, clip=modality == "CT"), mask, low, high, modality == "CT")
+
+
+def _scaled(values: np.ndarray, low: float, high: float, *, clip: bool) -> np.ndarray:
+    values = np.asarray(values, dtype=np.float64)
+    return (np.clip(values, low, high) - low) / (high - low) if clip else values / high
 
 
 def fixed_scores(
@@ -157,36 +232,8 @@ def fixed_scores(
         GalipError: shapes differ, values are not finite, slices are smaller than the SSIM window, the target
             has no positive 99.5th percentile, or modality, window or mask is unfit.
     """
-    prediction, target = _pair(prediction, target)
-    if modality == "CT":
-        low, high = _checked_window(window)
-        mask = foreground_mask(target, modality="CT") if mask is None else mask
-        unit = high - low
-        prediction, target = ((np.clip(side, low, high) - low) / unit for side in (prediction, target))
-    elif modality == "MR":
-        if window is not None:
-            raise GalipError(
-                f"window: got {window} for modality 'MR'; a HU window is for modality 'CT', leave it out"
-            )
-        reference, unit = _reference_intensity(target), 1.0
-        prediction, target = prediction / reference, target / reference
-    else:
-        raise GalipError(f"modality: got {modality!r}, expected 'MR' or 'CT'")
-    mask = foreground_mask(target) if mask is None else _checked_mask(mask, target.shape)
-
-    similarity = _similarities(list(zip(prediction, target, strict=True)))
-    error = np.abs(prediction - target)
-    masked = Scores(
-        psnr=_psnr(prediction[mask], target[mask]),
-        ssim=float(np.stack([map_ for _, map_ in similarity])[mask].mean()),
-        mae=float(error[mask].mean()) * unit,
-    )
-    full = Scores(
-        psnr=_psnr(prediction, target),
-        ssim=float(np.mean([mean for mean, _ in similarity])),
-        mae=float(error.mean()) * unit,
-    )
-    return {"masked": masked, "full": full}
+    _pair(prediction, target)
+    return fixed_target(target, modality=modality, window=window, mask=mask).scores(prediction)
 
 
 def sharpness_ratio(prediction: np.ndarray, target: np.ndarray, mask: np.ndarray) -> float | None:
@@ -199,10 +246,14 @@ def sharpness_ratio(prediction: np.ndarray, target: np.ndarray, mask: np.ndarray
         prediction, target: (S, H, W), S any, H and W at least 2.
         mask: (S, H, W) bool, the target's foreground.
     """
-    strengths = [
-        float(np.hypot(*np.gradient(np.asarray(side, np.float64), axis=(1, 2)))[mask].mean())
-        for side in (prediction, target)
-    ]
+
+    def strength(side: np.ndarray) -> float:
+        def inside(index: int) -> np.ndarray:
+            return np.hypot(*np.gradient(np.asarray(side[index], np.float64)))[mask[index]]
+
+        return float(np.concatenate(_each_slice(inside, len(mask))).mean())
+
+    strengths = strength(prediction), strength(target)
     return strengths[0] / strengths[1] if strengths[1] > 0 else None
 
 
@@ -226,10 +277,10 @@ def slice_consistency(prediction: np.ndarray, target: np.ndarray, mask: np.ndarr
     return steps[0] / steps[1] if steps[1] > 0 else None
 
 
-def _similarities(pairs: list[tuple[np.ndarray, np.ndarray]]) -> list[tuple[float, np.ndarray]]:
-    """`_ssim` of (prediction, target) slices, in as many threads as there are processors."""
-    with ThreadPoolExecutor(min(len(pairs), os.cpu_count() or 1)) as pool:
-        return list(pool.map(_ssim, *zip(*pairs, strict=True)))
+def _each_slice(call: Callable[[int], Value], count: int) -> list[Value]:
+    """`call` of every slice's index, in as many threads as there are processors."""
+    with ThreadPoolExecutor(min(count, os.cpu_count() or 1)) as pool:
+        return list(pool.map(call, range(count)))
 
 
 def _psnr(prediction: np.ndarray, target: np.ndarray) -> float:
@@ -252,13 +303,12 @@ def _ssim(prediction: np.ndarray, target: np.ndarray) -> tuple[float, np.ndarray
 
 
 def _volume(name: str, array: np.ndarray) -> np.ndarray:
-    """(S, H, W) float64, checked. May be the caller's own array: read only."""
+    """(S, H, W) of real finite numbers, checked: the caller's own array, so read only."""
     array = np.asarray(array)
     if array.ndim != 3 or array.size == 0:
         raise GalipError(f"{name}: got shape {array.shape}, expected a volume (slices, height, width)")
     if array.dtype.kind not in "fiub":
         raise GalipError(f"{name}: got dtype {array.dtype}, expected real numbers; convert it to float32")
-    array = array.astype(np.float64, copy=False)
     if not np.isfinite(array).all():
         count = int((~np.isfinite(array)).sum())
         raise GalipError(

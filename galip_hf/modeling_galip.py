@@ -16,10 +16,13 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from pickle import PickleError
 from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
+from huggingface_hub import get_token, try_to_load_from_cache
+from huggingface_hub.errors import HTTPError
 from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import PreTrainedModel
@@ -29,21 +32,43 @@ from transformers.utils import ModelOutput
 
 from .configuration_galip import GalipConfig
 from .errors import GalipError
+from .norm_silu_convolution import norm_silu_convolution, resampled
 
 # What the cross-attentions see of a prompt: its states (B, L, width) or, ready for each of them, its keys and
 # values (1, heads, L, d), which depend on nothing else.
 KeysAndValues = tuple[Tensor, Tensor]
 Prompt = Tensor | Mapping[nn.Module, KeysAndValues]
 
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())
+CACHED_ELEMENTS = 2**18  # 1 MB of float32: it stays in a core's cache between two passes
 
 
-def _check_shards(folder: str) -> None:
-    """Refuse a list of weight files that leads out of its folder."""
-    index = os.path.join(folder, "model.safetensors.index.json")
-    if not os.path.isfile(index):
+def _is_channels_last(images: Tensor) -> bool:
+    return images.is_contiguous(memory_format=torch.channels_last) and not images.is_contiguous()
+
+
+# What is wrong with the files or with the Hub comes in many kinds; a wrong argument is a TypeError.
+_LOADING_ERRORS = (SafetensorError, OSError, ValueError, RuntimeError, HTTPError, PickleError, EOFError)
+
+
+def _fault(error: Exception, weights: str, token: str | bool | None) -> str:
+    """Why a model with the file `weights` was not loaded, in one line."""
+    reason = " ".join(str(error).split()) or type(error).__name__
+    for secret in (token, get_token()):  # should a server have quoted it
+        if isinstance(secret, str) and secret:
+            reason = reason.replace(secret, "<token>")
+    if isinstance(error, SafetensorError):
+        return f"the weights (*.safetensors) are damaged: {reason}"
+    if "use_safetensors" in reason or f"file named {weights}" in reason:
+        return (
+            f"no {weights} in it; weights in a pickle (.bin, .pt, .pth) are refused because a pickle can run "
+            "code: ask its owner for safetensors"
+        )
+    return reason
+
+
+def _check_shards(index: Any) -> None:
+    """Refuse a list of weight files, if there is one, that leads out of its folder or to a pickle."""
+    if not isinstance(index, str) or not os.path.isfile(index):
         return
     try:
         with open(index, encoding="utf-8") as file:
@@ -53,6 +78,14 @@ def _check_shards(folder: str) -> None:
     for name in names:
         if not isinstance(name, str) or os.path.basename(name) != name or not name.endswith(".safetensors"):
             raise GalipError(f"{index}: names {name!r}; expected *.safetensors files in the same folder")
+
+
+def _cached(repo: str, name: str, options: Mapping[str, Any]) -> Any:
+    """Path of a repository's file in the cache, if it is there; `options` as in `from_pretrained`."""
+    path = f"{options['subfolder']}/{name}" if options.get("subfolder") else name
+    return try_to_load_from_cache(
+        repo, path, cache_dir=options.get("cache_dir"), revision=options.get("revision")
+    )
 
 
 @dataclass
@@ -80,14 +113,44 @@ class GalipTarget:
 
 
 class GalipGroupNorm(nn.GroupNorm):
-    """GroupNorm, in float32 at least: under autocast and with weights of a lower precision too."""
+    """GroupNorm, in float32 at least: under autocast and with weights of a lower precision too.
 
-    def forward(self, hidden_states: Tensor) -> Tensor:
-        """(B, C, H, W) -> (B, C, H, W), of the input's type."""
+    On the CPU `F.group_norm` computes the variance of channels_last images in one pass and loses it where the
+    mean is large (by 0.5 at mean / deviation = 100); here it is computed in two.
+    """
+
+    def forward(self, hidden_states: Tensor, silu: bool = False) -> Tensor:
+        """(B, C, H, W) -> (B, C, H, W), of the input's type and layout; followed by a SiLU if asked for."""
         precise = torch.promote_types(hidden_states.dtype, torch.float32)
         weight, bias = self.weight.to(precise), self.bias.to(precise)
-        normalized = F.group_norm(hidden_states.to(precise), self.num_groups, weight, bias, self.eps)
+        images = hidden_states.to(precise)
+        if torch.is_grad_enabled() or not _is_channels_last(images):
+            normalized = F.group_norm(images.contiguous(), self.num_groups, weight, bias, self.eps)
+            normalized = F.silu(normalized, inplace=not torch.is_grad_enabled()) if silu else normalized
+        else:
+            normalized = self._channels_last(images, weight, bias, silu)
         return normalized.to(hidden_states.dtype)
+
+    def _channels_last(self, images: Tensor, weight: Tensor, bias: Tensor, silu: bool) -> Tensor:
+        """Without gradients, some rows at a time: so what is read twice or thrice stays in the cache."""
+        batch, channels, height, width = images.shape
+
+        def of_groups(values: Tensor) -> Tensor:  # means (B, C) to those of their groups, (B, C, 1, 1)
+            means = values.view(batch, self.num_groups, -1).mean(dim=2)
+            return means.repeat_interleave(channels // self.num_groups, dim=1)[:, :, None, None]
+
+        parts = images.split(max(1, CACHED_ELEMENTS // (batch * channels * width)), dim=2)
+        mean = of_groups(images.mean(dim=(2, 3)))
+        squares = sum((part - mean).square_().sum(dim=(2, 3)) for part in parts)
+        variance = of_groups(squares / (height * width))
+        scale = weight[:, None, None] * torch.rsqrt(variance + self.eps)
+        shift = bias[:, None, None] - mean * scale
+        normalized = torch.empty_like(images)
+        for part, output in zip(parts, normalized.split(parts[0].shape[2], dim=2), strict=True):
+            torch.addcmul(shift, part, scale, out=output)
+            if silu:
+                F.silu(output, inplace=True)
+        return normalized
 
 
 class GalipLayerNorm(nn.LayerNorm):
@@ -117,6 +180,8 @@ class GalipResidualBlock(nn.Module):
     ) -> None:
         super().__init__()
         self.resample = resample
+        # With one channel a group the next norm takes the label, one number a channel, off again.
+        self.takes_label = out_channels != config.norm_groups
         self.norm_in = GalipGroupNorm(config.norm_groups, in_channels, eps=1e-5)
         self.conv_in = nn.Conv2d(in_channels, out_channels, 3, padding=1)
         self.label_projection = nn.Linear(config.label_width, out_channels)
@@ -124,20 +189,18 @@ class GalipResidualBlock(nn.Module):
         self.conv_out = nn.Conv2d(out_channels, out_channels, 3, padding=1)
         self.skip = nn.Conv2d(in_channels, out_channels, 1) if in_channels != out_channels else nn.Identity()
 
-    def _resample(self, hidden_states: Tensor) -> Tensor:
-        if self.resample == "down":
-            return F.avg_pool2d(hidden_states, 2)
-        if self.resample == "up":
-            return F.interpolate(hidden_states, scale_factor=2, mode="nearest")
-        return hidden_states
+    def forward(self, hidden_states: Tensor, label_embedding: Tensor | None) -> Tensor:
+        """(B, C_in, H, W), SiLU of the label's embedding (B, label_width) -> (B, C_out, H', W').
 
-    def forward(self, hidden_states: Tensor, label_embedding: Tensor) -> Tensor:
-        """(B, C_in, H, W), SiLU of the label's embedding (B, label_width) -> (B, C_out, H', W')."""
-        residual = self.skip(self._resample(hidden_states))
-        hidden_states = self.conv_in(self._resample(F.silu(self.norm_in(hidden_states))))
-        hidden_states = hidden_states + self.label_projection(label_embedding)[:, :, None, None]
-        hidden_states = self.conv_out(F.silu(self.norm_out(hidden_states)))
-        return residual + hidden_states
+        No label is needed where it makes no difference.
+        """
+        residual = self.skip(resampled(hidden_states, self.resample))
+        hidden_states = norm_silu_convolution(self.norm_in, self.conv_in, hidden_states, self.resample)
+        if self.takes_label:
+            hidden_states += self.label_projection(label_embedding)[:, :, None, None]
+        hidden_states = norm_silu_convolution(self.norm_out, self.conv_out, hidden_states)
+        hidden_states += residual
+        return hidden_states
 
 
 class GalipAttention(nn.Module):
@@ -214,7 +277,9 @@ class GalipSpatialTransformer(nn.Module):
         for block in self.blocks:
             tokens = block(tokens, prompt)
         tokens = tokens.transpose(1, 2).reshape(hidden_states.shape)
-        return hidden_states + self.projection_out(tokens)
+        projected = self.projection_out(tokens)
+        projected += hidden_states
+        return projected
 
 
 class GalipBlock(GradientCheckpointingLayer):
@@ -226,7 +291,7 @@ class GalipBlock(GradientCheckpointingLayer):
         has_attention = rate in config.attention_rates
         self.transformer = GalipSpatialTransformer(config, out_channels) if has_attention else None
 
-    def forward(self, hidden_states: Tensor, label_embedding: Tensor, prompt: Prompt) -> Tensor:
+    def forward(self, hidden_states: Tensor, label_embedding: Tensor | None, prompt: Prompt | None) -> Tensor:
         """(B, C_in, H, W) -> (B, C_out, H, W)."""
         hidden_states = self.residual(hidden_states, label_embedding)
         if self.transformer is not None:
@@ -248,17 +313,16 @@ class GalipEncoderLevel(nn.Module):
         self.downsample = None if is_last else GalipResidualBlock(config, channels, channels, resample="down")
 
     def forward(
-        self, hidden_states: Tensor, label_embedding: Tensor, prompt: Prompt
-    ) -> tuple[Tensor, list[Tensor]]:
-        """(B, C_in, H, W) -> (B, C, H', W') and the output of every block, which are the skips."""
+        self, hidden_states: Tensor, label_embedding: Tensor | None, prompt: Prompt | None
+    ) -> list[Tensor]:
+        """(B, C_in, H, W) -> the output of every block, the last one (B, C, H', W'): the decoder's skips."""
         skips = []
         for block in self.blocks:
             hidden_states = block(hidden_states, label_embedding, prompt)
             skips.append(hidden_states)
         if self.downsample is not None:
-            hidden_states = self.downsample(hidden_states, label_embedding)
-            skips.append(hidden_states)
-        return hidden_states, skips
+            skips.append(self.downsample(hidden_states, label_embedding))
+        return skips
 
 
 class GalipDecoderLevel(nn.Module):
@@ -355,29 +419,26 @@ class GalipPreTrainedModel(PreTrainedModel):
                 f"{folder}: not a model directory (no config.json in it); expected one written by "
                 "save_pretrained"
             )
-        if kwargs.get("use_safetensors") is False:
-            raise GalipError("use_safetensors=False: only safetensors are loaded; a pickle could run code")
-        _check_shards(folder)
+        for option in ("use_safetensors", "weights_only"):
+            if kwargs.get(option) is False:
+                raise GalipError(f"{option}=False: only safetensors are loaded; a pickle could run code")
+        suffix = f".{kwargs['variant']}" if kwargs.get("variant") else ""
+        weights, index = f"model{suffix}.safetensors", f"model.safetensors.index{suffix}.json"
+        _check_shards(os.path.join(folder, index))
         wants_info = kwargs.pop("output_loading_info", False)
         loading = {
             **kwargs,
             "output_loading_info": True,
             "ignore_mismatched_sizes": True,
             "use_safetensors": True,
+            "weights_only": True,  # for what a list of weight files may name
         }
         try:
             loaded: Any = super().from_pretrained(pretrained_model_name_or_path, *args, **loading)
-        except SafetensorError as error:
-            reason = f"the weights (*.safetensors) are damaged: {_one_line(error)}"
-            raise GalipError(f"{directory}: {reason}") from None
-        except (GalipError, OSError) as error:
-            reason = _one_line(error)
-            if "use_safetensors" in reason:
-                reason = (
-                    "no model.safetensors in it; weights in a pickle (.bin, .pt, .pth) are refused because a "
-                    "pickle can run code: ask its owner for safetensors"
-                )
-            raise GalipError(f"{directory}: {reason}") from None
+            if not os.path.isdir(directory):  # of the Hub: the list was not to be had before
+                _check_shards(_cached(directory, index, kwargs))
+        except _LOADING_ERRORS as error:
+            raise GalipError(f"{directory}: {_fault(error, weights, kwargs.get('token'))}") from None
         model, info = loaded
         faults = [
             f"{len(info[kind])} {kind.removesuffix('_keys')} (e.g. {sorted(map(str, info[kind]))[0]})"
@@ -400,8 +461,9 @@ class GalipPreTrainedModel(PreTrainedModel):
         Args:
             repo_id: `user/name`; made if it is not there.
             **options: of `galip_hf.hub.push_model_directory`: `private`, `revision`, `create_pr`, `tag`,
-                `commit_message`, `commit_description`, `token`;
-                `tags` are the card's.
+                `subfolder`, `variant`, `with_code`, `commit_message`, `commit_description`, `token`; `tags`
+                are the card's; `processor` is the model's (made of its domains by default, without
+                statistics of training slices).
 
         Raises:
             GalipError: see `push_model_directory`; also in a process that has this file alone.
@@ -557,10 +619,50 @@ class GalipForImageTranslation(GalipPreTrainedModel):
         if tuple(prompt_states.shape) != expected:
             raise GalipError(f"prompt_states: found shape {tuple(prompt_states.shape)}; expected {expected}")
         height, width = pixel_values.shape[-2:]
-        label_embedding = F.silu(self.label_embedding(labels))
-        features = self._encode_shared(self._pad(pixel_values), label_embedding, prompt_states)
-        translation = self._decode(*features, label_embedding, prompt_states)
+        translation = self.decode(self.encode(pixel_values), labels, prompt_states)
         return GalipTranslationOutput(translation=translation[..., :height, :width])
+
+    def encode(
+        self, pixel_values: Tensor, layout: torch.memory_format = torch.contiguous_format
+    ) -> list[Tensor]:
+        """The part of the encoder, `config.shared_levels`, that is the same for every target.
+
+        Args:
+            pixel_values: (B, 1, H, W) float in [0, 1].
+            layout: in memory, of these features and of all that is made of them.
+
+        Returns:
+            The outputs of the first convolution and of each block, (B, C, H', W').
+        """
+        skips = [self.conv_in(self._pad(pixel_values)).contiguous(memory_format=layout)]
+        for level in self.encoder[: self.config.shared_levels]:
+            skips += level(skips[-1], None, None)
+        return skips
+
+    def decode(self, features: Sequence[Tensor], labels: Tensor, prompt: Prompt) -> Tensor:
+        """The rest of the network: `forward` is `decode(encode(...))`, without the padding.
+
+        Args:
+            features: from `encode`.
+            labels: (B,) int64 of the target domains.
+            prompt: states (B, tokens, width) of the targets' prompts, or `keys_and_values` of them.
+
+        Returns:
+            (B, 1, H, W), H and W those of the padded images.
+        """
+        return self._decode(features, F.silu(self.label_embedding(labels)), prompt)
+
+    def keys_and_values(self, prompt_states: Tensor) -> dict[nn.Module, KeysAndValues]:
+        """All that the network computes of prompts alone: two (P, heads, tokens, d) for each cross-attention.
+
+        Args:
+            prompt_states: (P, tokens, width).
+        """
+        return {
+            module.cross_attention: module.cross_attention.keys_and_values(prompt_states)
+            for module in self.modules()
+            if isinstance(module, GalipTransformerBlock)
+        }
 
     def prepare_target(self, target_domain: str) -> GalipTarget:
         """What depends on the target alone: its label's embedding, the keys and values of its prompt.
@@ -569,12 +671,7 @@ class GalipForImageTranslation(GalipPreTrainedModel):
             GalipError: an unknown domain, or no prompt states.
         """
         labels = self.target_labels(target_domain, 1)
-        states = self._states_of_prompts(labels)
-        prompt: dict[nn.Module, KeysAndValues] = {
-            module.cross_attention: module.cross_attention.keys_and_values(states)
-            for module in self.modules()
-            if isinstance(module, GalipTransformerBlock)
-        }
+        prompt = self.keys_and_values(self._states_of_prompts(labels))
         return GalipTarget(target_domain, F.silu(self.label_embedding(labels)), prompt)
 
     def translate(self, pixel_values: Tensor, targets: Sequence[GalipTarget]) -> list[Tensor]:
@@ -592,13 +689,11 @@ class GalipForImageTranslation(GalipPreTrainedModel):
         """
         self._check_pixel_values(pixel_values)
         height, width = pixel_values.shape[-2:]
-        hidden_states, skips = self._encode_shared(
-            self._pad(pixel_values), targets[0].label_embedding, targets[0].prompt
-        )
+        # Convolutions are faster in channels_last; the backward passes of the norms are not.
+        layout = torch.contiguous_format if torch.is_grad_enabled() else torch.channels_last
+        features = self.encode(pixel_values, layout)
         return [
-            self._decode(hidden_states, list(skips), target.label_embedding, target.prompt)[
-                ..., :height, :width
-            ]
+            self._decode(features, target.label_embedding, target.prompt)[..., :height, :width]
             for target in targets
         ]
 
@@ -609,28 +704,15 @@ class GalipForImageTranslation(GalipPreTrainedModel):
         bottom, right = (math.ceil(length / multiple) * multiple - length for length in (height, width))
         return F.pad(pixel_values, (0, right, 0, bottom), mode="replicate")
 
-    def _encode_shared(
-        self, pixel_values: Tensor, label_embedding: Tensor, prompt: Prompt
-    ) -> tuple[Tensor, list[Tensor]]:
-        """The encoder's `config.shared_levels`, whose output is the same for every target."""
-        hidden_states = self.conv_in(pixel_values)
-        skips = [hidden_states]
-        for level in self.encoder[: self.config.shared_levels]:
-            hidden_states, level_skips = level(hidden_states, label_embedding, prompt)
-            skips += level_skips
-        return hidden_states, skips
-
-    def _decode(
-        self, hidden_states: Tensor, skips: list[Tensor], label_embedding: Tensor, prompt: Prompt
-    ) -> Tensor:
-        """The encoder's other levels, the middle and the decoder; uses up `skips`."""
+    def _decode(self, features: Sequence[Tensor], label_embedding: Tensor, prompt: Prompt) -> Tensor:
+        skips = list(features)
         for level in self.encoder[self.config.shared_levels :]:
-            hidden_states, level_skips = level(hidden_states, label_embedding, prompt)
-            skips += level_skips
+            skips += level(skips[-1], label_embedding, prompt)
+        hidden_states = skips[-1]
         hidden_states = self.middle(hidden_states, label_embedding, prompt)
         for level in self.decoder:
             hidden_states = level(hidden_states, skips, label_embedding, prompt)
-        return self.conv_out(F.silu(self.norm_out(hidden_states)))
+        return norm_silu_convolution(self.norm_out, self.conv_out, hidden_states)
 
 
 __all__ = ["GalipForImageTranslation", "GalipPreTrainedModel", "GalipTarget", "GalipTranslationOutput"]

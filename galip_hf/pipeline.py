@@ -30,17 +30,21 @@ def load_model(
     revision: str | None = None,
     token: str | bool | None = None,
     verify: bool | None = None,
+    subfolder: str = "",
+    variant: str | None = None,
 ) -> tuple[GalipForImageTranslation, GalipImageProcessor]:
-    """A model and its processor from a directory or a Hub repository; `verify` as in `hub.resolve_model`.
+    """A model and its processor from a directory or a Hub repository; options as in `hub.resolve_model`.
 
     Raises:
         GalipError: nothing there, damaged, or not a model of ours.
     """
     from .hub import resolve_model
 
-    directory = resolve_model(source, revision=revision, token=token, verify=verify)
+    directory = resolve_model(
+        source, revision=revision, token=token, verify=verify, subfolder=subfolder, variant=variant
+    )
     try:
-        model = GalipForImageTranslation.from_pretrained(directory)
+        model = GalipForImageTranslation.from_pretrained(directory, variant=variant)
         processor = GalipImageProcessor.from_pretrained(directory)
     except OSError as error:
         raise GalipError(f"{source}: not a model that can be loaded ({str(error).splitlines()[0]})") from None
@@ -86,20 +90,29 @@ class GalipPipeline:
         revision: str | None = None,
         token: str | bool | None = None,
         verify: bool | None = None,
+        subfolder: str = "",
+        variant: str | None = None,
         device: str | torch.device = "cpu",
         precision: str = "fp32",
     ) -> "GalipPipeline":
         """From a model directory or a repository of the Hub (`user/name`, at `revision`).
 
         Args:
-            verify: as in `hub.resolve_model`.
+            token, verify, subfolder, variant: as in `hub.resolve_model`.
             precision: `fp32` (the reference), or `bf16` or `fp16` under autocast.
 
         Raises:
             GalipError: no such model, weights or configuration that do not fit, an unusable device, an
                 unknown precision.
         """
-        loaded, processor = load_model(os.fspath(model), revision=revision, token=token, verify=verify)
+        loaded, processor = load_model(
+            os.fspath(model),
+            revision=revision,
+            token=token,
+            verify=verify,
+            subfolder=subfolder,
+            variant=variant,
+        )
         return cls(loaded, processor, device=device, precision=precision, name=os.fspath(model))
 
     @property
@@ -138,7 +151,7 @@ class GalipPipeline:
         target: str | Sequence[str],
         source: str | None = None,
         *,
-        batch_size: int = 8,
+        batch_size: int = 4,
         cycle: bool = False,
         crop: bool = False,
         resample: float | None = None,

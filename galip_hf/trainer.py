@@ -21,7 +21,7 @@ from tqdm.auto import tqdm
 from .best import BestValidation
 from .checkpoint import latest_checkpoint
 from .clip_backbone import ClipBackbone
-from .compiling import compile_where_possible
+from .compiling import can_compile
 from .data.loading import StepLoader
 from .discriminator import GalipDiscriminator
 from .distributed import ProcessGroup
@@ -35,6 +35,8 @@ from .run_state import load_run, save_run
 from .signals import SIGNALS, noted_signals
 from .tracking import RunLog, StepRecord
 from .training_args import GalipTrainingArguments
+from .training_facts import write_training_facts
+from .training_push import check_push_of_run, push_run
 from .training_step import TrainingStep, UnpairedBatch
 
 logger = logging.getLogger(__name__)
@@ -57,8 +59,10 @@ class GalipTrainer:
         train_dataset: items as those of `UnpairedSlices`, with `set_epoch` and `subject_and_slice`.
         validate: returns named numbers for the moving average's model; called every `validation_steps`.
         save_pictures: draws that model's translations into a PNG file, then too.
+        facts: what `training.json`, beside the saved model, says of the data and the CLIP model.
 
-    After `train()`, `output_dir/model` holds the moving average and the processor, `log.jsonl` the log.
+    After `train()`, `output_dir/model` holds the moving average, the processor and `training.json`, the facts
+    for a model card; `log.jsonl` the log.
     `stopped_by` is the name of the signal that ended `train()` early, or None.
 
     Raises:
@@ -74,8 +78,10 @@ class GalipTrainer:
         train_dataset: Dataset,
         validate: Validate | None = None,
         save_pictures: SavePictures | None = None,
+        facts: Mapping[str, Any] | None = None,
     ) -> None:
         self.arguments, self.processor = arguments, processor
+        self.facts = dict(facts or {})
         self.validate, self.save_pictures = validate, save_pictures
         self.processes = ProcessGroup()
         device = self.processes.state.device
@@ -84,8 +90,6 @@ class GalipTrainer:
         self.generator.set_prompts(self.backbone)
         if arguments.gradient_checkpointing:
             self.generator.activation_checkpointing_enable()
-        if arguments.torch_compile:
-            compile_where_possible(self.generator, device)
         text_embeddings = backbone.encode_prompts(model.config.prompts).embedding.to(device)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(arguments.seed)
@@ -113,6 +117,7 @@ class GalipTrainer:
             arguments.loss_weights,
             self._autocast,
             self.scaler.scale,  # type: ignore[arg-type]
+            compiled=arguments.torch_compile and can_compile(device),
         )
         self.record = StepRecord()
         self.best = (
@@ -224,12 +229,17 @@ class GalipTrainer:
         """Run to `max_steps`; returns the moving average's model, which is also saved.
 
         SIGTERM or SIGINT (Ctrl-C) on any process: all of them end the step, save a checkpoint and return.
+        With `hub_repo_id` the saved model is pushed at the end.
 
         Raises:
             GalipError: the output directory holds another run, a checkpoint does not fit or cannot be
-                written, or losses stay non-finite.
+                written, losses stay non-finite, the Hub does not let us push (asked before the first step),
+                or the push fails (the model is saved by then).
         """
-        self.arguments.output_path.mkdir(parents=True, exist_ok=True)
+        if self.arguments.hub_repo_id:
+            check_push_of_run(self)
+        with told_if_unwritable(self.arguments.output_path, "choose another output_dir"):
+            self.arguments.output_path.mkdir(parents=True, exist_ok=True)
         self._resume()
         self.log = (
             RunLog(
@@ -250,7 +260,10 @@ class GalipTrainer:
                 self.log.close()
         if self.stopped_by:
             return self.ema.module  # type: ignore[return-value]
-        return self.save_model(self.arguments.output_path / "model")
+        model = self.save_model(self.arguments.output_path / "model")
+        if self.arguments.hub_repo_id:
+            push_run(self)
+        return model
 
     def _run(self, received: list[str]) -> None:
         arguments = self.arguments
@@ -279,7 +292,7 @@ class GalipTrainer:
     ) -> tuple[list[str], list[int]]:
         """Signals that any process got, and labels that any process's batches hold."""
         names, labels = SIGNALS, range(len(self.discriminator.domains))
-        present = {label for batch in batches for label in batch.source_domains}
+        present = {label for batch in batches for label in batch.target_domains}
         own = [*(name in received for name in names), *(label in present for label in labels)]
         flags = self.processes.host_flags(own)
         signals = [name for name, is_set in zip(names, flags[: len(names)], strict=True) if is_set]
@@ -305,8 +318,11 @@ class GalipTrainer:
         return bool(every) and (self.step % every == 0 or self.step == self.arguments.max_steps)
 
     def _log(self, entry: Mapping[str, Any]) -> None:
-        if self.log:
-            self.log.write(entry)
+        def write() -> None:
+            if self.log:
+                self.log.write(entry)
+
+        self.processes.on_main(write)
 
     def _log_skipped(self) -> None:
         """Name the batches of skipped steps; stop when there were too many in a row."""
@@ -324,13 +340,19 @@ class GalipTrainer:
 
     def _validate(self, validate: Validate) -> None:
         model: GalipForImageTranslation = self.ema.module  # type: ignore[assignment]
-        figures = validate(model)
+        # Of one process: rounding may differ on another machine, and what is best must be so for all.
+        figures = self.processes.of_main(validate(model))
         self._log({"step": self.step, "validation": figures})
-        if self.save_pictures and self._is_main and self.log:
-            path = self.arguments.output_path / "pictures" / f"step-{self.step:08d}.png"
-            self.log.picture("translations", self.save_pictures(model, path), self.step)
+        self.processes.on_main(lambda: self._log_pictures(model))
         if self.best and self.best.update(figures, self.step):
             self.save_model(self.arguments.output_path / "best")
+
+    def _log_pictures(self, model: GalipForImageTranslation) -> None:
+        if self.save_pictures and self.log:
+            path = self.arguments.output_path / "pictures" / f"step-{self.step:08d}.png"
+            with told_if_unwritable(path, "make room, then set resume=true"):
+                self.save_pictures(model, path)
+            self.log.picture("translations", path, self.step)
 
     def _stop(self, name: str) -> None:
         self.stopped_by = name
@@ -342,13 +364,14 @@ class GalipTrainer:
     # Saving
 
     def save_model(self, directory: Path) -> GalipForImageTranslation:
-        """Write the moving average and the processor to a folder."""
+        """Write the moving average, the processor and the facts of the run to a folder."""
 
         def write() -> None:
             remedy = "make room, then set resume=true"
             with told_if_unwritable(directory, remedy), atomic_write(directory) as temporary:
                 self.ema.module.save_pretrained(temporary)  # type: ignore[operator]
                 self.processor.save_pretrained(temporary)
+                write_training_facts(self, temporary)
 
         self.processes.on_main(write)
         return self.ema.module  # type: ignore[return-value]

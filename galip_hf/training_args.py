@@ -68,6 +68,9 @@ class GalipTrainingArguments:
         initial_heads: checkpoint (`…/checkpoints/step-…`) of the run that made it, whose discriminator heads
             are kept for the domains of the same name; without it all heads are new.
         resume: continue from the latest of `output_dir/checkpoints`, if there is one.
+        hub_repo_id: `user/name` of the Hub, to which the model is pushed at the end: `output_dir/best` with
+            `metric_for_best`, else `output_dir/model`. The right to do so is checked before training.
+        hub_private: make a new repository private.
 
     Raises:
         GalipError: a value out of range.
@@ -107,6 +110,8 @@ class GalipTrainingArguments:
     initial_model: str | None = None
     initial_heads: str | None = None
     resume: bool = False
+    hub_repo_id: str | None = None
+    hub_private: bool = False
 
     def __post_init__(self) -> None:
         positive = (
@@ -176,6 +181,8 @@ class GalipTrainingArguments:
             raise GalipError("training: early_stopping_patience needs metric_for_best, such as psnr")
         if self.initial_heads and not self.initial_model:
             raise GalipError("training: initial_heads needs initial_model, whose heads they are")
+        if self.hub_private and not self.hub_repo_id:
+            raise GalipError("training: hub_private needs hub_repo_id, the repository to make")
         if self.metric_for_best is not None and not self.validation_steps:
             raise GalipError("training: metric_for_best needs validation_steps above 0")
 

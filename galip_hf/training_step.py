@@ -1,13 +1,17 @@
 """The gradients of one batch: what a training step of I2I-Galip computes, without its optimisers.
 
-Source: Korkmaz & Patel, MIDL 2025, section 2. From unpaired images x_A of domain A, x_B of domain B:
+Source: Korkmaz & Patel, MIDL 2025, section 2. For an image x of domain A and a real image y of domain B:
 
-1. fakes G(x_A, B), G(x_B, A); one pass of the frozen ViT over the fakes (with gradients) and one over the
-   reals (without);
-2. one pass of the heads over the features of both, cut off from the generator: it gives the discriminator's
-   loss, and the gradient of the generator's adversarial loss with respect to the fakes' features;
-3. reconstructions of the fakes, identities G(x_A, A), G(x_B, B); one backward pass of the generator, into
-   which that gradient is fed.
+1. keys and values of the prompts, and the part of the generator's encoder that does not know the target,
+   once: G(x, A) and G(x, B) start there;
+2. identity G(x, A): its loss, and backward down to there;
+3. fake G(x, B). Its reconstruction G(fake, A): the loss, and backward down to the fake;
+4. one pass of the frozen ViT over the fake (with gradients) and one over y (without); one pass of the heads
+   over the features of both, cut off from the generator: it gives the discriminator's loss, and the gradient
+   of the generator's adversarial loss with respect to the fake's features; backward down to the fake;
+5. backward through the fake with the sum of these gradients, and through 1 with the sum of its.
+
+It is the gradient of the sum of all losses, but never are the graphs of more than two generator calls held.
 
 So the generator and the discriminator are judged at the same weights of one another, and gradients of
 several batches may be added up before either moves: accumulation is exact.
@@ -16,15 +20,16 @@ several batches may be added up before either moves: accumulation is exact.
 import math
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from . import losses
 from .clip_backbone import ClipBackbone, ClipImageFeatures
 from .discriminator import GalipDiscriminator
-from .modeling_galip import GalipForImageTranslation
+from .modeling_galip import GalipForImageTranslation, KeysAndValues
 from .training_args import GalipLossWeights
 
 Values = dict[str, Tensor]
@@ -32,60 +37,62 @@ Values = dict[str, Tensor]
 
 @dataclass(frozen=True)
 class UnpairedBatch:
-    """Both directions of B pairs.
+    """N images to translate, each with a real image of its target domain: of B pairs, both directions.
 
     Attributes:
-        sources: (2 B, 1, H, W), the first images of the pairs, then the second ones.
-        source_domains: 2 B labels, on the host.
-        source_labels, target_labels: the same and the other image's, (2 B,) int64, on the device.
-        registered: (2 B,) float, 1 where the pair is one subject and slice.
-        rows: 2 B rows of the table, or what a stream calls its own, for messages.
+        sources: (N, 1, H, W).
+        targets: (N, 1, H, W), real images of the target domains.
+        source_labels, target_labels: (N,) int64, on the device.
+        registered: (N,) float, 1 where source and target are one subject and slice.
+        target_domains: N labels, on the host.
+        rows: of the sources: numbers in the table, or what a stream calls them, for messages.
     """
 
     sources: Tensor
-    source_domains: tuple[int, ...]
+    targets: Tensor
     source_labels: Tensor
     target_labels: Tensor
     registered: Tensor
+    target_domains: tuple[int, ...]
     rows: tuple[int | str, ...]
 
     @classmethod
     def of(cls, items: Mapping[str, Tensor]) -> "UnpairedBatch":
         """From collated items of `UnpairedSlices`, on the host."""
-        labels = torch.cat([items["domain_a"], items["domain_b"]])
+        images, labels = (
+            [
+                torch.cat([items[f"{name}_{first}"], items[f"{name}_{second}"]])
+                for first, second in ("ab", "ba")
+            ]
+            for name in ("image", "domain")
+        )
         return cls(
-            sources=torch.cat([items["image_a"], items["image_b"]]),
-            source_domains=tuple(labels.tolist()),
-            source_labels=labels,
-            target_labels=other_direction(labels),
+            sources=images[0],
+            targets=images[1],
+            source_labels=labels[0],
+            target_labels=labels[1],
             registered=items["registered"].float().repeat(2),
+            target_domains=tuple(labels[1].tolist()),
             rows=(*_listed(items["row_a"]), *_listed(items["row_b"])),
         )
 
-    @property
-    def target_domains(self) -> tuple[int, ...]:
-        """Labels of the target domains, on the host."""
-        half = len(self.source_domains) // 2
-        return self.source_domains[half:] + self.source_domains[:half]
+    def _map(self, change: Callable[[Tensor], Tensor]) -> "UnpairedBatch":
+        values: dict[str, Any] = {
+            name: change(value) if isinstance(value, Tensor) else value for name, value in vars(self).items()
+        }
+        return UnpairedBatch(**values)
 
     def to(self, device: torch.device) -> "UnpairedBatch":
         """The tensors on a device; from pinned memory without waiting."""
-        names = ("sources", "source_labels", "target_labels", "registered")
-        return replace(self, **{name: getattr(self, name).to(device, non_blocking=True) for name in names})
+        return self._map(lambda tensor: tensor.to(device, non_blocking=True))
 
     def pin_memory(self) -> "UnpairedBatch":
         """Called by the DataLoader where it pins memory."""
-        names = ("sources", "source_labels", "target_labels", "registered")
-        return replace(self, **{name: getattr(self, name).pin_memory() for name in names})
+        return self._map(Tensor.pin_memory)
 
 
 def _listed(values: Tensor | Sequence[str]) -> list[int | str]:
     return values.tolist() if isinstance(values, Tensor) else list(values)
-
-
-def other_direction(values: Tensor) -> Tensor:
-    """Exchange the halves of a batch: for each source's position, the real image of its target domain."""
-    return values.roll(len(values) // 2, dims=0)
 
 
 def first_gradient(loss: Tensor) -> Tensor:
@@ -94,6 +101,52 @@ def first_gradient(loss: Tensor) -> Tensor:
     Gradients may be finite where the loss is not; and they are what all processes get to see.
     """
     return torch.where(loss.isfinite(), 1.0, math.nan).to(loss)
+
+
+def _backward(
+    outputs: Sequence[Tensor],
+    gradients: Sequence[Tensor | None],
+    inputs: Sequence[Tensor] | None = None,
+) -> None:
+    """A backward pass in the types of the forward one: autocast would choose them anew."""
+    with torch.autocast(outputs[0].device.type, enabled=False):
+        torch.autograd.backward(outputs, gradients, inputs=inputs)
+
+
+class _Cut:
+    """Tensors at which the graph is cut: `leaves` gather the gradients of all that is computed from them."""
+
+    def __init__(self, tensors: Sequence[Tensor]) -> None:
+        self.tensors = tensors
+        self.leaves = [tensor.detach().requires_grad_() for tensor in tensors]
+
+    def backward(self) -> None:
+        """Go on from the leaves that got a gradient."""
+        used = [
+            (t, leaf.grad) for t, leaf in zip(self.tensors, self.leaves, strict=True) if leaf.grad is not None
+        ]
+        _backward([tensor for tensor, _ in used], [gradient for _, gradient in used])
+
+
+@dataclass(frozen=True)
+class _Prompts:
+    """Keys and values of some domains' prompts for each cross-attention.
+
+    Attributes:
+        labels: (P,) int64 of these domains, in order.
+        modules: the cross-attentions.
+        cut: keys and values of the first of them, of the second one, ...
+    """
+
+    labels: Tensor
+    modules: list[nn.Module]
+    cut: _Cut
+
+    def of(self, labels: Tensor) -> dict[nn.Module, KeysAndValues]:
+        """Those of each sample, its label being one of `labels`."""
+        positions = torch.searchsorted(self.labels, labels)
+        chosen = [leaf.index_select(0, positions) for leaf in self.cut.leaves]
+        return dict(zip(self.modules, zip(chosen[::2], chosen[1::2], strict=True), strict=True))
 
 
 class TrainingStep:
@@ -106,6 +159,7 @@ class TrainingStep:
         weights: of the losses. One of weight 0 is neither computed nor returned.
         autocast: makes the context of mixed precision.
         scale_loss: multiplies a loss by the scale of float16 training; by default leaves it.
+        compiled: run the generator through `torch.compile`.
     """
 
     def __init__(
@@ -117,10 +171,13 @@ class TrainingStep:
         weights: GalipLossWeights,
         autocast: Callable[[], AbstractContextManager],
         scale_loss: Callable[[Tensor], Tensor] = lambda loss: loss,
+        compiled: bool = False,
     ) -> None:
         self.generator, self.discriminator, self.backbone = generator, discriminator, backbone
         self.text_embeddings, self.weights = text_embeddings, weights
         self.autocast, self.scale_loss = autocast, scale_loss
+        self._encode = torch.compile(generator.encode) if compiled else generator.encode
+        self._decode = torch.compile(generator.decode) if compiled else generator.decode
 
     def backward(self, batch: UnpairedBatch, share: float = 1.0) -> dict[str, Values]:
         """Add the gradients of a batch, times `share`; nothing waits for the device.
@@ -129,65 +186,95 @@ class TrainingStep:
             Detached values on the device: `losses` by name (unweighted means over both directions), and, with
             an adversarial loss, `discriminator_outputs`, the mean logits of `real` and `fake`.
         """
-        weights = self.weights
         values: dict[str, Values] = {"losses": {}}
-        total = torch.zeros((), device=batch.sources.device)
+        weights = self.weights
         with self.autocast():
-            if weights.cycle or weights.paired or self._uses_clip:
-                fakes = self.generator(batch.sources, batch.target_labels).translation.float()
-            if self._uses_clip:
-                total = total + self._clip_part(batch, fakes, values, share)
-            pixel_losses: Values = {}
-            if weights.cycle:
-                back = self.generator(fakes, batch.source_labels).translation.float()
-                pixel_losses["cycle"] = losses.cycle_loss(back, batch.sources)
+            prompts = self._prompts(batch)
+            features = _Cut(self._encode(batch.sources))
             if weights.identity:
-                same = self.generator(batch.sources, batch.source_labels).translation.float()
-                pixel_losses["identity"] = losses.identity_loss(same, batch.sources)
-            if weights.paired:
-                target = other_direction(batch.sources)
-                pixel_losses["paired"] = losses.paired_loss(fakes, target, batch.registered)
-        total = total + self._weighted(pixel_losses, share)
-        values["losses"] |= {name: value.detach() for name, value in pixel_losses.items()}
-        total.backward(first_gradient(total))
+                same = self._translate(features.leaves, batch.source_labels, batch, prompts)
+                self._run_backward({"identity": losses.identity_loss(same, batch.sources)}, share, values)
+                del same
+            if weights.cycle or weights.paired or self._uses_clip:
+                fakes = _Cut([self._translate(features.leaves, batch.target_labels, batch, prompts)])
+                self._losses_of_fakes(batch, fakes.leaves[0], prompts, share, values)
+                fakes.backward()
+            features.backward()
+            prompts.cut.backward()
         return values
 
     @property
     def _uses_clip(self) -> bool:
         return bool(self.weights.adversarial or self.weights.class_token or self.weights.clip)
 
-    def _weighted(self, values: Values, share: float) -> Tensor:
+    def _prompts(self, batch: UnpairedBatch) -> "_Prompts":
+        """Each domain's prompt is looked at once, however many images and passes there are."""
+        # Of a sample that has it: the labels are on the device, and nothing need go there.
+        samples = [batch.target_domains.index(label) for label in sorted(set(batch.target_domains))]
+        labels = torch.stack([batch.target_labels[sample] for sample in samples])
+        prompts = self.generator.keys_and_values(self.generator.prompt_states[labels])
+        return _Prompts(labels, list(prompts), _Cut([tensor for pair in prompts.values() for tensor in pair]))
+
+    def _translate(
+        self, features: list[Tensor], labels: Tensor, batch: UnpairedBatch, prompts: "_Prompts"
+    ) -> Tensor:
+        height, width = batch.sources.shape[-2:]
+        images: Tensor = self._decode(features, labels, prompts.of(labels))
+        return images[..., :height, :width].float()
+
+    def _losses_of_fakes(
+        self,
+        batch: UnpairedBatch,
+        fakes: Tensor,
+        prompts: "_Prompts",
+        share: float,
+        values: dict[str, Values],
+    ) -> None:
+        """Add the gradients of all losses on the fakes (N, 1, H, W), a leaf, to it and to the networks."""
+        if self.weights.cycle:
+            back = self._translate(self._encode(fakes), batch.source_labels, batch, prompts)
+            self._run_backward({"cycle": losses.cycle_loss(back, batch.sources)}, share, values)
+            del back
+        if self.weights.paired:
+            paired = losses.paired_loss(fakes, batch.targets, batch.registered)
+            self._run_backward({"paired": paired}, share, values)
+        if self._uses_clip:
+            self._clip_part(batch, fakes, share, values)
+
+    def _weighted(self, named: Values, share: float) -> Tensor:
         """The sum over both directions of the weighted losses, scaled for the backward pass."""
-        if not values:
-            return torch.zeros((), device=self.text_embeddings.device)
-        terms = [losses.DIRECTIONS * getattr(self.weights, name) * value for name, value in values.items()]
+        terms = [losses.DIRECTIONS * getattr(self.weights, name) * value for name, value in named.items()]
         return self.scale_loss(torch.stack(terms).sum() * share)
 
+    def _run_backward(self, named: Values, share: float, values: dict[str, Values]) -> None:
+        total = self._weighted(named, share)
+        _backward([total], [first_gradient(total)])
+        values["losses"] |= {name: value.detach() for name, value in named.items()}
+
     def _clip_part(
-        self, batch: UnpairedBatch, fakes: Tensor, values: dict[str, Values], share: float
-    ) -> Tensor:
-        """What the losses on the frozen model's features add to the generator's total; D's gradients."""
+        self, batch: UnpairedBatch, fakes: Tensor, share: float, values: dict[str, Values]
+    ) -> None:
+        """Add what the losses on the frozen model's features say of the fakes; and D's gradients."""
         fake = self.backbone.encode_images(fakes)
         real: ClipImageFeatures | None = None
         if self.weights.adversarial or self.weights.class_token:
             with torch.no_grad():
-                real = self.backbone.encode_images(batch.sources)
-        feature_losses: Values = {}
+                real = self.backbone.encode_images(batch.targets)
+        named: Values = {}
         if self.weights.clip:
-            text = self.text_embeddings[batch.target_labels]
-            feature_losses["clip"] = losses.clip_loss(fake.embedding, text)
+            named["clip"] = losses.clip_loss(fake.embedding, self.text_embeddings[batch.target_labels])
         if self.weights.class_token and real is not None:
-            feature_losses["class_token"] = losses.class_token_loss(
-                fake.class_tokens, other_direction(real.class_tokens)
-            )
-        total = self._weighted(feature_losses, share)
-        values["losses"] |= {name: value.detach() for name, value in feature_losses.items()}
+            named["class_token"] = losses.class_token_loss(fake.class_tokens, real.class_tokens)
+        outputs: list[Tensor] = []
+        gradients: list[Tensor] = []
+        if named:
+            total = self._weighted(named, share)
+            outputs, gradients = [total], [first_gradient(total)]
+            values["losses"] |= {name: value.detach() for name, value in named.items()}
         if self.weights.adversarial and real is not None:
-            gradients = self._adversarial_part(batch, real, fake, values, share)
-            # Of this term the gradient is all that counts: it is that of the adversarial loss.
-            for tokens, gradient in zip(fake.patch_tokens, gradients, strict=True):
-                total = total + (tokens * gradient).sum()
-        return total
+            outputs += fake.patch_tokens
+            gradients += self._adversarial_part(batch, real, fake, values, share)
+        _backward(outputs, gradients)
 
     def _adversarial_part(
         self,
@@ -200,24 +287,21 @@ class TrainingStep:
         """Add the discriminator's gradients; the generator's, with respect to the fakes' patch tokens."""
         leaves = [tokens.detach().requires_grad_() for tokens in fake.patch_tokens]
         tokens = [torch.cat(pair) for pair in zip(real.patch_tokens, leaves, strict=True)]
-        labels = torch.cat([batch.source_labels, batch.target_labels])
-        logits = self.discriminator(
-            tokens, batch.source_domains + batch.target_domains, self.text_embeddings[labels]
-        )
+        text = self.text_embeddings[batch.target_labels]
+        logits = self.discriminator(tokens, batch.target_domains * 2, torch.cat([text, text]))
         real_logits, fake_logits = logits.chunk(2)
         generator_loss = losses.adversarial_generator_loss(fake_logits)
         discriminator_loss = losses.adversarial_discriminator_loss(real_logits, fake_logits)
         heads = [
             parameter
-            for label in set(batch.source_domains)
+            for label in set(batch.target_domains)
             for parameter in self.discriminator.heads(label).parameters()
         ]
-        with torch.autocast(leaves[0].device.type, enabled=False):
-            gradients = torch.autograd.grad(
-                self._weighted({"adversarial": generator_loss}, share), leaves, retain_graph=True
-            )
-            loss = self.scale_loss(losses.DIRECTIONS * discriminator_loss * share)
-            torch.autograd.backward(loss, first_gradient(loss), inputs=heads)
+        total = self._weighted({"adversarial": generator_loss}, share)
+        with torch.autocast(total.device.type, enabled=False):
+            gradients = torch.autograd.grad(total, leaves, retain_graph=True)
+        loss = self.scale_loss(losses.DIRECTIONS * discriminator_loss * share)
+        _backward([loss], [first_gradient(loss)], inputs=heads)
         values["losses"] |= {
             "adversarial": generator_loss.detach(),
             "discriminator": discriminator_loss.detach(),
@@ -229,4 +313,4 @@ class TrainingStep:
         return gradients
 
 
-__all__ = ["TrainingStep", "UnpairedBatch", "first_gradient", "other_direction"]
+__all__ = ["TrainingStep", "UnpairedBatch", "first_gradient"]

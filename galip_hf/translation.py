@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from .errors import GalipError
-from .evaluation import write_report
+from .files import write_report
 from .version import __version__
 
 if TYPE_CHECKING:

@@ -11,7 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from .domain_statistics import DomainStatistics, scan_score, slice_scores
+from .domain_scores import find_spots, scan_score, slice_scores
+from .domain_statistics import DomainStatistics
 
 # Mean absolute difference of output and input, in model space inside the foreground, under which the output
 # is taken for the input: the noise of a scan is about as large.
@@ -35,7 +36,8 @@ def check_source(
     }  # fmt: skip
     if source not in statistics:
         return unknown
-    per_slice = {name: slice_scores(slices, known.counts) for name, known in statistics.items()}
+    spots = find_spots(slices)
+    per_slice = {name: slice_scores(spots, known.counts) for name, known in statistics.items()}
     scores = {name: scan_score(values) for name, values in per_slice.items()}
     score = scores[source]
     if score is None:

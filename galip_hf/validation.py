@@ -18,13 +18,13 @@ import numpy as np
 from accelerate.utils import gather_object
 from skimage.exposure import match_histograms
 
+from .baselines import HISTOGRAM_SLICES
 from .clip_backbone import ClipBackbone
 from .data.pairs import registered_rows
 from .data.table import SliceReader, domain_rows
 from .distributed import process_state
 from .distribution import distribution_distances, slice_features
 from .errors import GalipError
-from .evaluation import HISTOGRAM_SLICES
 from .extras import require
 from .figures import save_grid
 from .image_processing_galip import GalipImageProcessor

@@ -4,14 +4,19 @@ import os
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import huggingface_hub
 import numpy as np
 import pytest
 import torch
 import yaml
+from hub_server import HubServer
+from huggingface_hub import constants
+from huggingface_hub.utils import close_session
 
 from galip_hf import GalipConfig, GalipForImageTranslation, GalipImageProcessor
 from galip_hf.clip_backbone import ClipBackbone
@@ -44,6 +49,7 @@ DOMAINS: list[dict[str, Any]] = [
     },
 ]
 TEXT_WIDTH, TEXT_LENGTH, TEXT_EMBEDDING_WIDTH = 16, 12, 24
+TOKEN, STRANGER = "hf_distinctiveSECRET", "hf_strangerSECRET"  # of the Hub of the tests
 
 
 def tiny_config(**fields: Any) -> GalipConfig:
@@ -112,6 +118,45 @@ def tiny_backbone(clip_directory: Path) -> ClipBackbone:
     return ClipBackbone.from_pretrained(clip_directory)
 
 
+@pytest.fixture(scope="session")
+def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny model and its processor, as `save_pretrained` leaves them."""
+    path = tmp_path_factory.mktemp("hub") / "model"
+    model = filled_model(tiny_config())
+    model.save_pretrained(path)
+    GalipImageProcessor.from_config(model.config).save_pretrained(path)
+    return path
+
+
+@pytest.fixture
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[HubServer]:
+    """A Hub that this process talks to, with an empty cache."""
+    with HubServer({TOKEN: "alice", STRANGER: "mallory"}) as server:
+        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+        monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
+        monkeypatch.setattr(constants, "HF_HUB_DISABLE_TELEMETRY", True)
+        monkeypatch.setattr(constants, "ENDPOINT", server.url)
+        monkeypatch.setattr(
+            constants, "HUGGINGFACE_CO_URL_TEMPLATE", server.url + "/{repo_id}/resolve/{revision}/{filename}"
+        )
+        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+        monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "no_token"))
+        monkeypatch.setattr(huggingface_hub.hf_api.api, "endpoint", server.url)
+        monkeypatch.setenv("HF_TOKEN", TOKEN)
+        close_session()
+        yield server
+    close_session()
+
+
+@pytest.fixture
+def waits(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """The Hub client's waits between its tries, in seconds: noted, not waited for."""
+    noted: list[float] = []
+    for module in (huggingface_hub.utils._http, huggingface_hub.file_download):
+        monkeypatch.setattr(module, "time", SimpleNamespace(sleep=noted.append))
+    return noted
+
+
 def smooth_volume(seed: int, slices: int = 4, size: int = 16) -> np.ndarray:
     """(slices, size, size) float32 in [0, 1]: a few broad waves."""
     rng = np.random.default_rng([seed, 7])
@@ -140,15 +185,19 @@ def table_directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
 MakeTrainer = Callable[..., GalipTrainer]
 
 
-@pytest.fixture
-def make_trainer(tiny_backbone: ClipBackbone, table_directory: Path, tmp_path: Path) -> MakeTrainer:
-    """Make a trainer of a new tiny model; keyword arguments go to the training arguments."""
+@pytest.fixture(scope="session")
+def make_trainer_in(tiny_backbone: ClipBackbone, table_directory: Path) -> MakeTrainer:
+    """Make a trainer of a new tiny model in `output_dir`; keyword arguments go to the training arguments."""
 
-    def make(validate: Any = None, model_seed: int = 0, **arguments: Any) -> GalipTrainer:
-        values = {"output_dir": str(tmp_path / "run"), "max_steps": 3, "batch_size": 2, **arguments}
-        settings = GalipTrainingArguments(**values)
+    def make(
+        validate: Any = None,
+        model_seed: int = 0,
+        model_fields: Mapping[str, Any] | None = None,
+        **arguments: Any,
+    ) -> GalipTrainer:
+        settings = GalipTrainingArguments(**{"max_steps": 3, "batch_size": 2, **arguments})
         torch.manual_seed(model_seed)
-        model = GalipForImageTranslation(tiny_config())
+        model = GalipForImageTranslation(tiny_config(**(model_fields or {})))
         dataset = UnpairedSlices(
             load_table(table_directory)["train"], domains=model.config.domain_names, seed=settings.seed
         )
@@ -156,6 +205,12 @@ def make_trainer(tiny_backbone: ClipBackbone, table_directory: Path, tmp_path: P
         return GalipTrainer(model, processor, tiny_backbone, settings, dataset, validate)
 
     return make
+
+
+@pytest.fixture
+def make_trainer(make_trainer_in: MakeTrainer, tmp_path: Path) -> MakeTrainer:
+    """As `make_trainer_in`, by default in `tmp_path / "run"`."""
+    return lambda *args, **named: make_trainer_in(*args, **{"output_dir": str(tmp_path / "run"), **named})
 
 
 def tiny_run_recipe(path: Path, table: Path, clip: Path, **training: Any) -> Path:

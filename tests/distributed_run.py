@@ -1,11 +1,13 @@
 """What two real processes do, for test_distributed.py: each part writes what its process saw.
 
-Started by `accelerate launch`; arguments: table folder, CLIP folder, output folder, recipe.
+Started by `accelerate launch`; arguments: table folder, CLIP folder, output folder (which holds what
+`test_distributed.prepare` put there), recipe.
 """
 
 import hashlib
 import json
 import os
+import resource
 import signal
 import sys
 from contextlib import suppress
@@ -15,12 +17,14 @@ from typing import Any
 import torch
 from conftest import tiny_config
 from safetensors.torch import save_file
+from test_distributed import consumed, validated_run
 from test_trainer import gradients_at_the_step
 
 from galip_hf import GalipError, GalipForImageTranslation, GalipImageProcessor
 from galip_hf.checkpoint import optimizer_tensors
 from galip_hf.clip_backbone import ClipBackbone
 from galip_hf.data.sampling import UnpairedSlices
+from galip_hf.data.streaming import StreamedSlices, open_stream
 from galip_hf.data.table import load_table
 from galip_hf.recipe import load_recipe, run_recipe
 from galip_hf.trainer import GalipTrainer
@@ -40,7 +44,7 @@ class Poisoned(UnpairedSlices):
 
 
 def make_trainer(
-    name: str, validate: Any = None, kind: type[UnpairedSlices] = UnpairedSlices, **arguments: Any
+    name: str, validate: Any = None, kind: Any = UnpairedSlices, **arguments: Any
 ) -> GalipTrainer:
     settings = GalipTrainingArguments(**{"output_dir": str(OUTPUT / name), "batch_size": 1, **arguments})
     torch.manual_seed(0)
@@ -73,7 +77,42 @@ def first_gradients(process: int) -> list[list[int]]:
         {name: value for name, value in found.items() if value is not None},
         OUTPUT / f"gradients-{process}.safetensors",
     )
-    return [list(batches[0].source_domains), domains]
+    return [list(batches[0].target_domains), domains]
+
+
+def resumed(name: str, **options: Any) -> dict[str, str]:
+    """Hashes of a run of six steps, and of one that was cut after its fifth and resumed from its fourth."""
+    steps = {"max_steps": 6, "checkpoint_steps": 2, "logging_steps": 3, **options}
+    whole = make_trainer(f"{name}whole", **steps)
+    whole.train()
+
+    def interrupt(_: Any) -> dict[str, float]:
+        raise InterruptedError
+
+    with suppress(InterruptedError):
+        make_trainer(f"{name}cut", interrupt, **steps, validation_steps=5).train()
+    again = make_trainer(f"{name}cut", **steps, resume=True)
+    again.train()
+    return {f"{name}whole": digest(whole), f"{name}resumed": digest(again)}
+
+
+class Streamed(StreamedSlices):
+    """The stream of a run, of this process, in place of the table that `make_trainer` would give."""
+
+    def __init__(self, _: Any, *, domains: Any, seed: int) -> None:
+        stream = open_stream(str(OUTPUT / "uneven"), "train")
+        share = {"process_index": int(os.environ["RANK"]), "num_processes": 2}
+        super().__init__(stream, domains=domains, seed=seed, length=10, buffer_size=12, **share)
+
+
+def disagreeing(process: int) -> dict[str, Any]:
+    """A run whose processes' figures differ, as those of two machines might."""
+    figures = iter([[1.0, 2.0, 1.0, 1.0], [4.0, 3.0, 2.0, 1.0]][process])
+    best = {"metric_for_best": "psnr", "early_stopping_patience": 2, "validation_steps": 1}
+    trainer = make_trainer("disagreeing", lambda _: {"psnr": next(figures)}, max_steps=9, **best)
+    trainer.train()
+    assert trainer.best is not None
+    return {"disagreeing": [trainer.step, trainer.best.step, trainer.best.value]}
 
 
 def main() -> None:
@@ -85,22 +124,21 @@ def main() -> None:
     trainer.train()
     result |= {"processes": trainer.processes.size, "twenty_steps": digest(trainer)}
 
-    steps = {"max_steps": 6, "checkpoint_steps": 2, "logging_steps": 3, "num_workers": 1}
-    whole = make_trainer("whole", **steps)
-    whole.train()
-
-    def interrupt(_: Any) -> dict[str, float]:
-        raise InterruptedError
-
-    with suppress(InterruptedError):
-        make_trainer("cut", interrupt, **steps, validation_steps=5).train()
-    resumed = make_trainer("cut", **steps, resume=True)
-    resumed.train()
-    result |= {"whole": digest(whole), "resumed": digest(resumed)}
+    result |= resumed("", num_workers=1)
+    # An epoch has ten steps: cut, and resumed, in the middle of one.
+    result |= resumed("stream_", kind=Streamed, num_workers=2)
 
     poisoned = make_trainer("poisoned", kind=Poisoned, max_steps=4, logging_steps=4)
     poisoned.train()
     result |= {"poisoned": digest(poisoned), "skipped": poisoned.guard.skipped}
+
+    if process == 0:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (100, resource.RLIM_INFINITY))  # as on a full disk
+    try:
+        make_trainer("full", max_steps=1, checkpoint_steps=0, logging_steps=1).train()
+    except GalipError as error:
+        result["full"] = str(error)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY,) * 2)
 
     (OUTPUT / "blocked").mkdir(exist_ok=True)
     (OUTPUT / "blocked" / "checkpoints").touch()  # a file where the first process would make a folder
@@ -117,6 +155,12 @@ def main() -> None:
     # The way that users go: a recipe.
     recipe = load_recipe(sys.argv[4], [f"training.output_dir={OUTPUT / 'recipe'}"])
     result["recipe"] = digest(run_recipe(recipe))
+
+    result["validated"] = validated_run(OUTPUT / "validated", OUTPUT / "table", CLIP, batch_size=1)
+    result |= disagreeing(process)
+    result["consumed"] = {
+        kind: consumed(kind, TABLE, OUTPUT, 2, process) for kind in ("table", "even", "uneven")
+    }
 
     stopped = make_trainer("stopped", terminate, max_steps=9, validation_steps=2, checkpoint_steps=0)
     stopped.train()

@@ -126,8 +126,9 @@ class Repository:
 class Fault:
     """What goes wrong with the requests whose "METHOD path" matches.
 
-    `action` is a status code, `truncate` (half of the body, then the connection closes), `flip` (one bit in
-    the middle of the body), `drop` (no answer) or `lie` (the answer is `body`, with a length of its own).
+    `action` is a status code (with `body` for a message), `truncate` (half of the body, then the connection
+    closes), `stall` (half of the body, then no more), `flip` (one bit in the middle of
+    the body), `drop` (no answer) or `lie` (the answer is `body`, with a length of its own).
     """
 
     action: int | str
@@ -192,6 +193,7 @@ class HubServer:
     def stop(self) -> None:
         """Dead: connections are refused, open ones are cut."""
         if self._server is not None:
+            self._server.stopping.set()
             self._server.shutdown()
             self._server.close_connections()
             self._server = None
@@ -258,6 +260,7 @@ class _Server(ThreadingHTTPServer):
         self.socket = listening
         self.hub = hub
         self.open: set[socket.socket] = set()
+        self.stopping = threading.Event()
 
     def process_request(self, request: Any, client_address: Any) -> None:
         self.open.add(request)
@@ -317,7 +320,8 @@ class _Handler(BaseHTTPRequestHandler):
             self.fault = next((fault for fault in hub.faults if fault.takes(request)), None)
             try:
                 if self.fault is not None and isinstance(self.fault.action, int):
-                    raise Answer(self.fault.action, f"the test's fault {self.fault.action}")
+                    said = self.fault.body.decode() or f"the test's fault {self.fault.action}"
+                    raise Answer(self.fault.action, said)
                 answer = self._dispatch(url.path)
             except Answer as early:
                 answer = early
@@ -360,8 +364,12 @@ class _Handler(BaseHTTPRequestHandler):
             self.send_header(name, value)
         self.end_headers()
         if self.command != "HEAD":
-            self.wfile.write(body[: len(body) // 2] if action == "truncate" else body)
-        if action == "truncate":
+            sent = {"truncate": len(body) // 2, "stall": 0 if self.headers.get("Range") else len(body) // 2}
+            self.wfile.write(body[: sent.get(str(action), len(body))])
+        if action == "stall":
+            self.wfile.flush()
+            self.server.stopping.wait(timeout=60)
+        if action in ("truncate", "stall"):
             self.close_connection = True
 
     # What the routes use
@@ -422,6 +430,12 @@ def create_repository(self: _Handler) -> Any:
         raise Answer(409, "You already created this repo", body=page)
     hub.create(name, kind, private=values.get("visibility") == "private" or bool(values.get("private")))
     return page
+
+
+@route("GET", "/api/{T}/{R}/auth-check(?P<write>/write)?")
+def authorization_check(self: _Handler, kind: str, name: str, write: str) -> Any:
+    self.found(kind, name, write=bool(write))
+    return {}
 
 
 @route("DELETE", "/api/repos/delete")

@@ -240,6 +240,30 @@ def test_convert_with_prompts_encoded_by_the_backbone(
     torch.testing.assert_close(model.prompt_states, expected, rtol=0, atol=1e-6)
 
 
+def test_convert_there_and_back_gives_the_same_checkpoint(capsys, official_checkpoint, tmp_path) -> None:
+    states = np.random.default_rng(1).standard_normal((2, 5, TEXT_WIDTH)).astype(np.float32)
+    np.save(tmp_path / "states.npy", states)
+    there = ["convert", official_checkpoint, "--domains", "T1,T2", "--output", tmp_path / "model"]
+    assert run(capsys, *there, "--text-states", tmp_path / "states.npy")[0] == 0
+    back = ["convert", tmp_path / "model", "--to-official", "--output", tmp_path / "back.pt"]
+    assert run(capsys, *back, "--text-states", tmp_path / "back.npy")[0] == 0
+    original, written = (
+        torch.load(p, weights_only=True) for p in (official_checkpoint, tmp_path / "back.pt")
+    )
+    assert original.keys() == written.keys()
+    assert all(torch.equal(original[name], written[name]) for name in original)
+    np.testing.assert_array_equal(np.load(tmp_path / "back.npy"), states)
+    size = (tmp_path / "back.pt").stat().st_size
+    assert size < 1.5 * sum(value.nbytes for value in written.values()) + 300 * len(written)
+    assert "already exists" in refused(capsys, *back)
+    back[-1] = tmp_path / "other.pt"
+    assert "--domains" in refused(capsys, *back, "--domains", "T1,T2")
+    assert "new .npy file" in refused(capsys, *back, "--text-states", tmp_path / "back.npy")
+    assert "no config.json" in refused(capsys, "convert", tmp_path, "--to-official", "--output", back[-1])
+    assert "is missing" in refused(capsys, "convert", official_checkpoint, "--output", back[-1])
+    assert not (tmp_path / "other.pt").exists()
+
+
 def test_convert_refuses_what_does_not_fit(capsys, official_checkpoint, tmp_path) -> None:
     np.save(tmp_path / "states.npy", np.zeros((2, 5, TEXT_WIDTH + 1), dtype=np.float32))
     common = ["--output", tmp_path / "out", "--text-states", tmp_path / "states.npy"]

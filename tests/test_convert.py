@@ -1,5 +1,6 @@
 """The authors' checkpoint layout: a golden pair at a tiny width, the rename table, and refusals."""
 
+import itertools
 import os
 from pathlib import Path
 from typing import Any
@@ -7,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import filled_weights
+from conftest import filled_model, filled_weights, tiny_config
 from torch import Tensor
 
 from galip_hf import GalipConfig, GalipError, GalipForImageTranslation
@@ -16,6 +17,7 @@ from galip_hf.convert import (
     convert_official_state_dict,
     load_official_state_dict,
     official_module_names,
+    official_state_dict,
 )
 
 # Weights are filled by `filled_weights` over the authors' names. At full width, the code that wrote the file
@@ -146,6 +148,42 @@ def test_other_state_dicts_are_refused(official: dict[str, Tensor], change: Any,
     with pytest.raises(GalipError, match=message) as caught:
         convert_official_state_dict(state)
     assert "\n" not in str(caught.value)
+
+
+# The way back
+
+
+def test_the_way_back_is_exact(official: dict[str, Tensor]) -> None:
+    back = official_state_dict(loaded_model(official))
+    assert back.keys() == official.keys()
+    assert all(torch.equal(back[name], official[name]) for name in official)
+    again = convert_official_state_dict(back)
+    assert all(
+        torch.equal(again[name], value) for name, value in convert_official_state_dict(official).items()
+    )
+
+
+def test_the_way_back_has_the_authors_order(official: dict[str, Tensor]) -> None:
+    names = list(official_state_dict(loaded_model(official)))
+    assert names[:3] == ["label_emb.weight", "input_blocks.0.0.weight", "input_blocks.0.0.bias"]
+    assert names[-4:] == ["out.0.weight", "out.0.bias", "out.2.weight", "out.2.bias"]
+    stages = [name.split(".")[0] for name in names]
+    order = ["label_emb", "input_blocks", "middle_block", "output_blocks", "out"]
+    assert list(dict.fromkeys(stages)) == order and len(order) == 1 + sum(
+        before != after for before, after in itertools.pairwise(stages)
+    )
+    block = "middle_block.1.transformer_blocks.0."
+    parts = dict.fromkeys(name.removeprefix(block).split(".")[0] for name in names if name.startswith(block))
+    assert list(parts) == ["attn1", "ff", "attn2", "norm1", "norm2", "norm3"]
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [({"text_conditioning": "pooled"}, "knows only 'tokens'"), ({}, "another architecture than this model")],
+)
+def test_models_the_authors_network_cannot_be(fields: dict[str, Any], message: str) -> None:
+    with pytest.raises(GalipError, match=message):
+        official_state_dict(filled_model(tiny_config(**fields)))
 
 
 # Files

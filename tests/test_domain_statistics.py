@@ -8,14 +8,15 @@ import pytest
 
 from galip_hf import GalipError, GalipImageProcessor, phantom, trust
 from galip_hf.configuration_galip import IXI_DOMAINS, GalipConfig
-from galip_hf.domain_statistics import (
-    SHAPE,
-    DomainStatistics,
+from galip_hf.domain_scores import (
     count_spots,
+    find_spots,
+    measure_domain,
     scan_score,
     slice_scores,
     strangeness,
 )
+from galip_hf.domain_statistics import SHAPE, DomainStatistics
 from galip_hf.recipe import PhantomRecipe, measure_statistics, phantom_volumes
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -30,7 +31,7 @@ def scan(seed: int, contrast: str) -> np.ndarray:
 @pytest.fixture(scope="module")
 def statistics() -> dict[str, DomainStatistics]:
     return {
-        contrast: DomainStatistics.measure([scan(1000 * number + seed, contrast) for seed in range(10)])
+        contrast: measure_domain([scan(1000 * number + seed, contrast) for seed in range(10)])
         for number, contrast in enumerate(phantom.CONTRASTS)
     }
 
@@ -42,9 +43,9 @@ def test_counts_by_hand() -> None:
     assert counts[5, 5, 0] == 256
     assert count_spots(np.zeros((1, 16, 16))).sum() == 0  # air is no foreground
     expected = -np.log((256 + 0.5) / (256 + 0.5 * counts.size))
-    np.testing.assert_allclose(strangeness(flat, counts), expected, rtol=1e-5)
+    np.testing.assert_allclose(strangeness(find_spots(flat), counts), expected, rtol=1e-5)
     unseen = -np.log(0.5 / (256 + 0.5 * counts.size))
-    np.testing.assert_allclose(strangeness(flat + 0.2, counts), unseen, rtol=1e-5)
+    np.testing.assert_allclose(strangeness(find_spots(flat + 0.2), counts), unseen, rtol=1e-5)
 
 
 def test_the_score_is_that_of_the_strangest_tenth() -> None:
@@ -53,7 +54,7 @@ def test_the_score_is_that_of_the_strangest_tenth() -> None:
     slices = np.full((3, 20, 20), 0.55, np.float32)
     slices[1, :, :10] = 1.05  # half of the slice is strange: more than the tenth that counts
     slices[2] = 0
-    scores = slice_scores(slices, counts)
+    scores = slice_scores(find_spots(slices), counts)
     assert scores[1] > scores[0] + 5 and np.isnan(scores[2])
     assert scan_score(scores) == pytest.approx(np.quantile(scores[:2], 0.9))
     assert scan_score(np.array([np.nan])) is None
@@ -101,12 +102,12 @@ def test_cycle_error_and_identity_by_hand() -> None:
 
 
 def test_few_volumes_fall_back_on_slices() -> None:
-    known = DomainStatistics.measure([scan(3, "T1")])
+    known = measure_domain([scan(3, "T1")])
     assert 0 < known.score_mean < known.score_limit
     with pytest.raises(GalipError, match="found none"):
-        DomainStatistics.measure([])
+        measure_domain([])
     with pytest.raises(GalipError, match="fewer than two"):
-        DomainStatistics.measure([np.zeros((4, 8, 8))])
+        measure_domain([np.zeros((4, 8, 8))])
 
 
 def test_they_are_kept_with_the_processor(statistics: dict[str, DomainStatistics], tmp_path: Path) -> None:
@@ -157,7 +158,7 @@ def test_a_table_gives_the_statistics_of_its_subjects(tmp_path: Path) -> None:
     write_table(volumes, tmp_path / "table", domains=phantom.CONTRASTS, image_size=None, minimum_foreground=0)
     measured = measure_statistics(load_table(tmp_path / "table")["train"], phantom.CONTRASTS)
     for contrast in phantom.CONTRASTS:
-        own = DomainStatistics.measure([v.array for v in volumes if v.domain == contrast])
+        own = measure_domain([v.array for v in volumes if v.domain == contrast])
         np.testing.assert_array_equal(measured[contrast].counts, own.counts)
         assert measured[contrast].score_mean == pytest.approx(own.score_mean)
 

@@ -12,7 +12,7 @@ from galip_hf import GalipError, GalipForImageTranslation, GalipImageProcessor
 from galip_hf.cli import main
 from galip_hf.clip_backbone import ClipBackbone
 from galip_hf.commands.add_domain import parse_intensity
-from galip_hf.domain_statistics import DomainStatistics
+from galip_hf.domain_scores import measure_domain
 from galip_hf.domains import add_domain
 
 FLAIR: dict[str, Any] = {
@@ -29,7 +29,7 @@ def old_model(tmp_path: Path) -> Path:
     model.save_pretrained(tmp_path / "old")
     processor = GalipImageProcessor.from_config(model.config)
     slices = np.random.default_rng(0).random((8, 32, 32), dtype=np.float32)
-    processor.set_statistics({"T1": DomainStatistics.measure([slices])})
+    processor.set_statistics({"T1": measure_domain([slices])})
     processor.save_pretrained(tmp_path / "old")
     return tmp_path / "old"
 
@@ -133,7 +133,7 @@ def test_the_command_keeps_the_statistics_of_the_old_domains(
 ) -> None:
     processor = GalipImageProcessor.from_pretrained(old_model)
     slices = np.random.default_rng(0).random((4, 32, 32), dtype=np.float32)
-    processor.set_statistics({"T1": DomainStatistics.measure([slices])})
+    processor.set_statistics({"T1": measure_domain([slices])})
     processor.save_pretrained(old_model)
     assert main(command(old_model, clip_directory, tmp_path / "new")) == 0
     kept = GalipImageProcessor.from_pretrained(tmp_path / "new")

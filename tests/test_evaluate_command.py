@@ -2,6 +2,8 @@
 
 import csv
 import json
+import re
+import shlex
 import shutil
 from pathlib import Path
 
@@ -10,11 +12,13 @@ import pytest
 from conftest import DOMAINS, filled_model, smooth_volume, tiny_config
 
 from galip_hf import GalipImageProcessor
+from galip_hf.cases import choose_cases
 from galip_hf.cli import main
 from galip_hf.data.table import SubjectVolume, write_table
 from galip_hf.report import file_hash
 
 NAMES = [domain["name"] for domain in DOMAINS]
+PAGE = Path(__file__).resolve().parent.parent / "docs" / "evaluation.md"
 
 
 @pytest.fixture(scope="module")
@@ -29,7 +33,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def table(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Two test subjects, the second without CT, and a training split."""
     volumes = [
-        SubjectVolume(smooth_volume(9 * k + label), name, f"{split}-{k}", split)
+        SubjectVolume(smooth_volume(9 * k + label, slices=6), name, f"{split}-{k}", split)
         for split, numbers in (("train", (0, 1)), ("test", (2, 3)))
         for k in numbers
         for label, name in enumerate(NAMES)
@@ -65,20 +69,64 @@ def test_a_model_on_a_table(model: Path, table: Path, tmp_path: Path) -> None:
     assert any("protocol paper v1" in m["name"] for r in index["results"] for m in r["metrics"])
     page = (output / "report.html").read_text(encoding="utf-8")
     assert page.count("data:image/png;base64,") == 6 and "cannot see a gain error" in page
+    assert page.count("<svg") == 6  # box plots
     assert "<script" not in page and 'src="http' not in page and "<link" not in page
     assert len(list((output / "panels").glob("*.png"))) == 6
     assert main(command) == 2  # there already
 
 
-def test_folders_of_volumes(tmp_path: Path) -> None:
-    for name in ("prediction", "target", "source"):
-        (tmp_path / name).mkdir()
+def write_folders(prediction: Path, target: Path, source: Path) -> None:
+    """Three volumes, the prediction 0.9 of the target."""
+    for folder in (prediction, target, source):
+        folder.mkdir()
     for k in range(3):
-        target = smooth_volume(k) * 500
-        np.save(tmp_path / "target" / f"{k}.npy", target)
-        np.save(tmp_path / "prediction" / f"{k}.npy", target * np.float32(0.9))
-        np.save(tmp_path / "source" / f"{k}.npy", smooth_volume(k + 50) * 80)
-    np.save(tmp_path / "prediction" / "more.npy", target)
+        volume = smooth_volume(k) * 500
+        np.save(target / f"{k}.npy", volume)
+        np.save(prediction / f"{k}.npy", volume * np.float32(0.9))
+        np.save(source / f"{k}.npy", smooth_volume(k + 50) * 80)
+
+
+def test_the_commands_of_the_page(
+    model: Path, table: Path, clip_directory: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(model, "MODEL2")
+    for name, path in (("MODEL", model), ("TABLE", table), ("CLIP", clip_directory)):
+        Path(name).symlink_to(path)
+    write_folders(Path("PREDICTIONS"), Path("TARGETS"), Path("SOURCES"))
+    (block,) = re.findall(r"```bash\n(galip-hf evaluate.*?)```", PAGE.read_text(encoding="utf-8"), re.DOTALL)
+    reports = []
+    for command in block.splitlines():
+        assert main(shlex.split(command, comments=True)[1:]) == 0, command
+        page = Path("report/report.html").read_text(encoding="utf-8")
+        assert "source copied" in page and Path("report/subjects.csv").is_file()
+        reports.append(json.loads(Path("report/report.json").read_text(encoding="utf-8")))
+        shutil.rmtree("report")
+    alone, compared, baselines, folders, clip = reports
+    assert alone["distribution"] == {"left_out": "no CLIP model was given (--clip SOURCE)"}
+    assert compared["comparison"]["b"] == "MODEL2" and not baselines["perceptual"]
+    assert folders["summary"]["baselines"]["copy"]["psnr"] < folders["summary"]["model"]["psnr"]
+    cell = clip["distribution"]["directions"]["T1->T2"]
+    assert (cell["n_real"], cell["n_fake"]) == (12, 12) and isinstance(cell["kid"], float)
+    assert "n = 12 is not above" in cell["fid_reason"]
+    assert clip["summary"] == alone["summary"]  # FID and KID beside the same scores
+
+
+def test_cases_are_the_best_the_middle_one_and_the_worst() -> None:
+    def report(*psnr: float) -> dict:
+        scores = [{"model": {"fixed": {"masked": {"psnr": value}}}} for value in psnr]
+        return {"per_subject": [{"directions": {"a->b": its}} for its in scores]}
+
+    several = choose_cases(report(20.0, 30.0, 10.0, 25.0, 15.0), "a->b")
+    assert several == {"best": (1, 30.0), "median": (0, 20.0), "worst": (2, 10.0)}
+    assert choose_cases(report(20.0, 30.0), "a->b") == {"best": (1, 30.0), "worst": (0, 20.0)}
+    assert choose_cases(report(20.0), "a->b") == {"only": (0, 20.0)}
+    assert choose_cases(report(20.0), "b->a") == {}
+
+
+def test_folders_of_volumes(tmp_path: Path) -> None:
+    write_folders(*(tmp_path / name for name in ("prediction", "target", "source")))
+    np.save(tmp_path / "prediction" / "more.npy", smooth_volume(2))
     folders = [f"--{name}={tmp_path / name}" for name in ("prediction", "target", "source")]
     assert main(["evaluate", *folders, "--direction=T1->T2", f"--output={tmp_path / 'out'}"]) == 0
     report = json.loads((tmp_path / "out" / "report.json").read_text(encoding="utf-8"))

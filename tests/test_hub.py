@@ -1,56 +1,27 @@
 """The Hub, through the real clients against a local one."""
 
 import logging
-from collections.abc import Iterator
+import shutil
 from pathlib import Path
 
-import huggingface_hub
 import numpy as np
 import pytest
 import torch
-from conftest import filled_model, tiny_config
+from conftest import STRANGER, TOKEN, filled_model, tiny_config
 from hub_server import HubServer
 from huggingface_hub import constants
 from huggingface_hub.utils import close_session
+from transformers import AutoConfig, AutoImageProcessor, AutoModelForImageToImage
 
-from galip_hf import GalipForImageTranslation, GalipImageProcessor
+from galip_hf import GalipForImageTranslation, GalipImageProcessor, GalipPipeline
 from galip_hf.cli import main
+from galip_hf.domain_statistics import SHAPE, DomainStatistics
 from galip_hf.errors import GalipError
 from galip_hf.hub import HubError, push_model_directory, resolve_model
 from galip_hf.pipeline import load_model
 
-TOKEN, STRANGER = "hf_distinctiveSECRET", "hf_strangerSECRET"
 REPO = "alice/model"
 FILES = ["README.md", "config.json", "model.safetensors", "preprocessor_config.json"]
-
-
-@pytest.fixture(scope="module")
-def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("hub") / "model"
-    model = filled_model(tiny_config())
-    model.save_pretrained(path)
-    GalipImageProcessor.from_config(model.config).save_pretrained(path)
-    return path
-
-
-@pytest.fixture
-def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[HubServer]:
-    """A Hub that this process talks to, with an empty cache."""
-    with HubServer({TOKEN: "alice", STRANGER: "mallory"}) as server:
-        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-        monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
-        monkeypatch.setattr(constants, "HF_HUB_DISABLE_TELEMETRY", True)
-        monkeypatch.setattr(constants, "ENDPOINT", server.url)
-        monkeypatch.setattr(
-            constants, "HUGGINGFACE_CO_URL_TEMPLATE", server.url + "/{repo_id}/resolve/{revision}/{filename}"
-        )
-        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
-        monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "no_token"))
-        monkeypatch.setattr(huggingface_hub.hf_api.api, "endpoint", server.url)
-        monkeypatch.setenv("HF_TOKEN", TOKEN)
-        close_session()
-        yield server
-    close_session()
 
 
 def test_push_is_one_commit_and_none_without_a_change(hub: HubServer, directory: Path) -> None:
@@ -209,3 +180,85 @@ def test_push_at_the_command_line(
     assert code == 0, capsys.readouterr().err
     assert (tmp_path / "out.npy").is_file()
     assert any("/tree/" in request for request in hub.requests)
+
+
+def test_every_way_to_pull(
+    hub: HubServer, directory: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A private repository, at a revision, with a token given; the next commit is another model."""
+    push_model_directory(directory, REPO, private=True, tag="v1")
+    changed = GalipForImageTranslation.from_pretrained(directory)
+    changed.conv_out.bias.data += 1
+    changed.push_to_hub(REPO)
+    monkeypatch.delenv("HF_TOKEN")
+    known = GalipForImageTranslation.from_pretrained(directory).state_dict()
+    options = {"revision": "v1", "token": TOKEN}
+    for model in (
+        AutoModelForImageToImage.from_pretrained(REPO, **options),
+        GalipForImageTranslation.from_pretrained(REPO, **options),
+        GalipPipeline.from_pretrained(REPO, **options).model,
+        load_model(REPO, **options)[0],
+    ):
+        assert type(model) is GalipForImageTranslation
+        assert all(torch.equal(value, known[name]) for name, value in model.state_dict().items())
+    assert AutoConfig.from_pretrained(REPO, **options).own_values() == tiny_config().own_values()
+    processor = AutoImageProcessor.from_pretrained(REPO, **options)
+    assert processor.to_dict() == GalipImageProcessor.from_pretrained(directory).to_dict()
+    newest = GalipForImageTranslation.from_pretrained(REPO, token=TOKEN)
+    assert torch.equal(newest.conv_out.bias, known["conv_out.bias"] + 1)
+    shutil.rmtree(tmp_path / "cache")
+    with pytest.raises(GalipError, match="private repository"):
+        GalipForImageTranslation.from_pretrained(REPO, revision="v1", token=STRANGER)
+
+
+def test_subfolder_and_variant(
+    hub: HubServer, directory: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Two models in a repository and two sets of weights in one of them, pushed and pulled each by itself."""
+    push_model_directory(directory, REPO)
+    place = {"subfolder": "runs/second", "variant": "ema"}
+    first = push_model_directory(directory, REPO, **place)
+    folder = [f"runs/second/{name}" for name in FILES if name != "model.safetensors"]
+    files = hub.repository(REPO).files()
+    assert set(files) - {".gitattributes"} == {*FILES, *folder, "runs/second/model.ema.safetensors"}
+    assert push_model_directory(directory, REPO, **place).oid == first.oid
+    model = GalipForImageTranslation.from_pretrained(directory)
+    for loaded in (
+        GalipForImageTranslation.from_pretrained(REPO, **place),
+        AutoModelForImageToImage.from_pretrained(REPO, **place),
+        GalipPipeline.from_pretrained(REPO, **place).model,
+        load_model(REPO, verify=True, **place)[0],
+    ):
+        assert torch.equal(loaded.conv_out.weight, model.conv_out.weight)
+    GalipImageProcessor.from_pretrained(REPO, subfolder="runs/second")
+    with pytest.raises(HubError, match=r"runs/second/model\.none\.safetensors is not in the repository"):
+        resolve_model(REPO, subfolder="runs/second", variant="none")
+    # What was saved as a variant is pushed and loaded as one, from a local directory too.
+    model.save_pretrained(tmp_path / "saved" / "inner", variant="ema")
+    GalipImageProcessor.from_config(model.config).save_pretrained(tmp_path / "saved" / "inner")
+    load_model(str(tmp_path / "saved"), subfolder="inner", variant="ema")
+    push_model_directory(tmp_path / "saved" / "inner", REPO, variant="ema")
+    assert "model.ema.safetensors" in hub.repository(REPO).files()
+    # Damage in the subfolder is found, by both ways of verifying.
+    for verify in (None, True):
+        shutil.rmtree(tmp_path / "cache")
+        hub.add_fault("flip", "GET", r"resolve/.*/runs/second/model\.ema\.safetensors", times=1)
+        with pytest.raises(HubError, match=r"model\.ema\.safetensors differs from the Hub's checksum"):
+            resolve_model(REPO, verify=verify, **place)
+    scan, output = tmp_path / "scan.npy", tmp_path / "out.npy"
+    np.save(scan, np.random.default_rng(0).random((2, 32, 32), dtype=np.float32))
+    options = ["--subfolder", "runs/second", "--variant", "ema"]
+    assert main(["push", str(directory), "alice/other", *options, "--with-code"]) == 0
+    assert {"modeling_galip.py", "runs/second/config.json"} <= set(hub.repository("alice/other").files())
+    arguments = ["--model", "alice/other", "--from", "T1", "--to", "T2", "--output", str(output)]
+    assert main(["translate", str(scan), *arguments, *options]) == 0, capsys.readouterr().err
+    assert output.is_file()
+
+
+def test_the_processors_statistics_go_with_the_model(hub: HubServer, directory: Path) -> None:
+    model = GalipForImageTranslation.from_pretrained(directory)
+    processor = GalipImageProcessor.from_pretrained(directory)
+    counts = np.ones(SHAPE, dtype=np.int64)
+    processor.set_statistics({"T1": DomainStatistics(counts, 1.0, 0.5)})
+    model.push_to_hub(REPO, processor=processor)
+    assert set(GalipImageProcessor.from_pretrained(REPO).statistics) == {"T1"}

@@ -2,6 +2,7 @@
 
 import hashlib
 import math
+from typing import Literal
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ from galip_hf.metrics import (
     FIXED,
     PAPER,
     fixed_scores,
+    fixed_target,
     foreground_mask,
     paper_scores,
     sharpness_ratio,
@@ -244,3 +246,36 @@ def test_shifted_and_blurred_copies_score_as_scikit_image_says() -> None:
         ssim = [structural_similarity(t, p, **SSIM_OPTIONS) for p, t in zip(a, b, strict=True)]
         assert scores["full"].ssim == pytest.approx(np.mean(ssim))
         assert scores["full"].ssim < 0.999
+
+
+@pytest.mark.parametrize("modality", ["MR", "CT"])
+def test_scores_of_slices_are_those_of_whole_volumes(modality: Literal["MR", "CT"]) -> None:
+    """The plain form, everything at once: the same to the last bit, for each prediction of one target."""
+    target = volume(60, (5, 24, 20)).astype(np.float64) * 1500 - (1000 if modality == "CT" else 0)
+    target[:, :4] = -1000 if modality == "CT" else 0
+    window = (-800.0, 300.0) if modality == "CT" else None
+    mask = foreground_mask(target, modality=modality)
+    prepared = fixed_target(target, modality=modality, window=window)
+    for seed in (61, 62):
+        prediction = (target + 90 * volume(seed, target.shape)).astype(np.float32)
+        if window:
+            unit = window[1] - window[0]
+            p, t = (
+                (np.clip(side, *window) - window[0]) / unit for side in (prediction.astype(float), target)
+            )
+        else:
+            p, t = (side / np.percentile(target, 99.5) for side in (prediction.astype(float), target))
+        pairs = [
+            structural_similarity(
+                b, a, gaussian_weights=True, sigma=1.5, use_sample_covariance=False, data_range=1, full=True
+            )
+            for a, b in zip(p, t, strict=True)
+        ]
+        scores, error = prepared.scores(prediction), np.abs(p - t) * (unit if window else 1.0)
+        assert scores["masked"].ssim == np.stack([ssim_map for _, ssim_map in pairs])[mask].mean()
+        assert scores["full"].ssim == np.mean([mean for mean, _ in pairs])
+        assert scores["masked"].psnr == peak_signal_noise_ratio(t[mask], p[mask], data_range=1)
+        assert scores["full"].psnr == peak_signal_noise_ratio(t, p, data_range=1)
+        assert scores["masked"].mae == pytest.approx(error[mask].mean(), rel=1e-14)
+        assert scores["full"].mae == pytest.approx(error.mean(), rel=1e-14)
+        assert scores == fixed_scores(prediction, target, modality=modality, window=window)

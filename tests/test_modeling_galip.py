@@ -17,7 +17,7 @@ from transformers import AutoConfig, AutoImageProcessor, AutoModelForImageToImag
 
 from galip_hf import GalipConfig, GalipError, GalipForImageTranslation, GalipImageProcessor
 from galip_hf.clip_backbone import ClipBackbone
-from galip_hf.modeling_galip import GalipGroupNorm, GalipLayerNorm
+from galip_hf.modeling_galip import GalipGroupNorm, GalipLayerNorm, GalipResidualBlock
 
 
 def images(*shape: int, seed: int = 0) -> Tensor:
@@ -430,7 +430,8 @@ def test_several_targets_at_once_equal_plain_forwards(levels: int, fields: Any, 
         found = model.translate(pixel_values, [model.prepare_target(name) for name in names])
         for name, translation in zip(names, found, strict=True):
             expected = model(pixel_values, name).translation
-            torch.testing.assert_close(translation, expected, rtol=0, atol=1e-5)
+            largest = max(1.0, float(expected.abs().max()))
+            torch.testing.assert_close(translation, expected, rtol=0, atol=1e-5 * largest)
     assert (found[0] - found[1]).abs().max() > 0.01
 
 
@@ -438,6 +439,9 @@ def test_several_targets_at_once_equal_plain_forwards(levels: int, fields: Any, 
 def test_shared_levels_are_all_that_can_be_shared(levels: int, fields: Any) -> None:
     """The features after the shared levels agree for two targets; those one level on do not."""
     model = filled_model(tiny_config(**fields)).double()
+    for module in model.modules():
+        if isinstance(module, GalipResidualBlock):
+            module.takes_label = True  # also where it is known to make no difference
     targets = [model.prepare_target(name) for name in ("T1", "CT")]
 
     def features(count: int) -> list[Tensor]:
@@ -445,7 +449,7 @@ def test_shared_levels_are_all_that_can_be_shared(levels: int, fields: Any) -> N
         for target in targets:
             hidden_states = model.conv_in(images(1, 1, 16, 16).double())
             for level in model.encoder[:count]:
-                hidden_states, _ = level(hidden_states, target.label_embedding, target.prompt)
+                hidden_states = level(hidden_states, target.label_embedding, target.prompt)[-1]
             outputs.append(hidden_states)
         return outputs
 

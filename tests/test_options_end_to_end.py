@@ -19,12 +19,13 @@ from galip_hf.domains import add_domain
 from galip_hf.recipe import load_recipe, run_recipe
 
 
-def run(folder: Path, name: str, **training: Any) -> Path:
-    """A tiny run in `folder/name`; its output folder."""
+def run(folder: Path, name: str, *, anew: bool = False, **training: Any) -> Path:
+    """A tiny run in `folder/name`; its output folder. With the first run's CLIP model and table or `anew`."""
     values = tiny_recipe(folder / name)
-    data = training.pop("data", None)
-    model = training.pop("model", values["model"])
-    values |= {"data": data or values["data"], "model": model}
+    if not anew:
+        values["clip"] = {"source": str(folder / "first" / "clip")}
+        values["data"] = {"table": str(folder / "first" / "table")}
+    values |= {key: training.pop(key) for key in ("data", "model") if key in training}
     values["training"] |= training
     run_recipe(load_recipe(write(folder / f"{name}.yaml", values)))
     return folder / name
@@ -46,7 +47,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def first(folder: Path) -> Path:
     """With everything that draws at random."""
-    return run(folder, "first", **DRAWING)
+    return run(folder, "first", anew=True, **DRAWING)
 
 
 LOSSES = ("adversarial", "clip", "class_token", "cycle", "identity")
@@ -61,7 +62,7 @@ DRAWING = {
 def test_a_seed_settles_everything(folder: Path, first: Path) -> None:
     torch.manual_seed(999)  # whatever the program around it did
     np.random.seed(999)
-    again = run(folder, "again", **DRAWING, num_workers=2)
+    again = run(folder, "again", anew=True, **DRAWING, num_workers=2)
     assert weights_hash(again) == weights_hash(first)
     assert [e.get("losses") for e in entries(again)] == [e.get("losses") for e in entries(first)]
     assert [e.get("validation") for e in entries(again)] == [e.get("validation") for e in entries(first)]
@@ -96,7 +97,7 @@ def test_the_best_model_is_kept_and_loads(first: Path) -> None:
     assert state["value"] == entries(first)[-1]["validation"]["psnr"]
 
 
-def test_patience_stops_a_run(folder: Path) -> None:
+def test_patience_stops_a_run(folder: Path, first: Path) -> None:
     # Without learning, no validation is better than the first.
     run_ = run(
         folder, "patient", learning_rate=1e-30, ema_decay=0.0, max_steps=9, validation_steps=1,

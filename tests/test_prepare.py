@@ -279,9 +279,9 @@ def test_gold_atlas_in_dicom(tmp_path: Path) -> None:
     write_series(patient, rendered(0, "T1"), where, "MR", "t1_tse", 3)
     write_series(patient, rendered(0, "T2"), where, "MR", "T2 3D", 4)
     source = sources.gold_atlas(tmp_path / "atlas")
-    assert {scan.domain: scan.series for scan in source.scans} == {
-        "CT": "1.2.826.0.1.2", "T1": "1.2.826.0.1.3", "T2": "1.2.826.0.1.4",
-    }  # fmt: skip
+    # Named after modality and series number by `write_series`.
+    names = {scan.domain: {Path(file).name[:3] for file in scan.files} for scan in source.scans}
+    assert names == {"CT": {"CT2"}, "T1": {"MR3"}, "T2": {"MR4"}}
     run(
         "prepare", "gold-atlas", tmp_path / "atlas", "--output", tmp_path / "table", "--image-size", 64,
         "--split", "1,0,0", "--workers", 1,
@@ -290,6 +290,39 @@ def test_gold_atlas_in_dicom(tmp_path: Path) -> None:
     row = int(domain_rows(table, "CT")[0])
     expected = (np.trunc(ct + 7)[table["slice"][row]] + 1000) / 2000
     np.testing.assert_allclose(SliceReader(table)[row], expected, atol=1e-3)
+
+
+def test_gold_atlas_in_nifti_is_told_by_names_below_the_patient(tmp_path: Path) -> None:
+    patient = tmp_path / "ct and T1" / "1_01_P"
+    for name in ("ct.nii.gz", "mr/t1_tse.nii.gz", "mr/T2-3D.nii"):
+        write_nifti(patient / name, rendered(0, "T1"), grid())
+    source = sources.gold_atlas(patient.parent)
+    assert {scan.domain: Path(scan.path).name for scan in source.scans} == {
+        "CT": "ct.nii.gz", "T1": "t1_tse.nii.gz", "T2": "T2-3D.nii",
+    }  # fmt: skip
+
+
+def test_dicom_folders_of_a_manifest_and_what_is_no_series(tmp_path: Path) -> None:
+    where, patient = grid(), tmp_path / "atlas" / "1_01_P"
+    write_series(patient / "mr", rendered(0, "T1"), where, "MR", "t1_tse", 3)
+    write_series(patient / "mr", rendered(0, "T2"), where, "MR", "scout", 5)
+    (patient / "DICOMDIR").write_bytes(bytes(128) + b"DICM")
+    source = sources.gold_atlas(tmp_path / "atlas")
+    assert len(source.scans) == 1 and len(source.scans[0].files) == SLICES
+    assert [note["reason"] for note in source.notes] == [
+        "mr: MR 'scout': neither T1 nor T2 in its description"
+    ]
+    image = read_image(source.scans[0])
+    np.testing.assert_array_equal(image.array, np.trunc(rendered(0, "T1")))
+    assert image.grid.same_as(where)
+    write_series(tmp_path / "one", rendered(1, "T2"), where, "MR", "any", 6)
+    alone = read_image(sources.Scan(str(tmp_path / "one"), "T2", "s"))
+    np.testing.assert_array_equal(alone.array, np.trunc(rendered(1, "T2")))
+    with pytest.raises(GalipError, match="holds 2 scans"):
+        read_image(sources.Scan(str(patient / "mr"), "T1", "s"))
+    (patient / "broken.dcm").write_bytes(b"nothing")
+    with pytest.raises(GalipError, match=r"broken.dcm: not a readable DICOM file; copy it again"):
+        sources.gold_atlas(tmp_path / "atlas")
 
 
 def test_syndiff_brats_and_folders(tmp_path: Path) -> None:
@@ -322,6 +355,18 @@ def manifest(folder: Path, rows: list[tuple[str, str, str, str]]) -> Path:
     lines = ["path,domain,subject,split", *(",".join(row) for row in rows)]
     (folder / "scans.csv").write_text("\n".join(lines) + "\n")
     return folder / "scans.csv"
+
+
+def test_a_manifest_in_json_lines_says_what_one_in_csv_does(tmp_path: Path) -> None:
+    rows = [("a.npy", "T2", "anna", "train"), ("/x/b.nii", "T1", "bert", "test")]
+    in_csv = sources.manifest(manifest(tmp_path, rows))
+    lines = [json.dumps(dict(zip(("path", "domain", "subject", "split"), row, strict=True))) for row in rows]
+    (tmp_path / "scans.jsonl").write_text("\n".join([*lines, ""]), encoding="utf-8")
+    assert sources.manifest(tmp_path / "scans.jsonl") == in_csv
+    assert in_csv.domains == ("T2", "T1") and in_csv.scans[0].path == str(tmp_path / "a.npy")
+    (tmp_path / "scans.jsonl").write_text('{"path": "a.npy", "domain": "T1", "Subject": "anna"}')
+    with pytest.raises(GalipError, match=r"scans.jsonl, line 1: unknown field Subject; known are path"):
+        sources.manifest(tmp_path / "scans.jsonl")
 
 
 def test_leakage_is_an_error_that_names_the_subjects(
@@ -387,11 +432,13 @@ def test_a_bad_pair_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str])
 
 
 def test_larger_fields_of_view_are_made_to_fit(tmp_path: Path) -> None:
-    write_nifti(tmp_path / "T1" / "a.nii.gz", rendered(0, "T1"), grid())
+    scans = tmp_path / "scans"
+    write_nifti(scans / "T1" / "a.nii.gz", rendered(0, "T1"), grid())
+    write_nifti(scans / ".parts" / "a.nii.gz", rendered(0, "T1"), grid())  # a hidden folder is no domain
     for spacing in ("fit", "native", "4"):
         table = tmp_path / spacing
         run(
-            "prepare", "folders", tmp_path, "--domains", "T1", "--output", table, "--image-size", 32,
+            "prepare", "folders", scans, "--output", table, "--image-size", 32,
             "--split", "1,0,0", "--spacing", spacing, "--workers", 1,
         )  # fmt: skip
         first = load_table(table)["train"]
@@ -410,6 +457,7 @@ def test_larger_fields_of_view_are_made_to_fit(tmp_path: Path) -> None:
         (("manifest", "absent.csv"), "not a readable manifest"),
         (("ixi", "."), "no scan found; expected files such as IXI-T1"),
         (("folders", "{ixi}", "--preset", "paper"), "the paper has no split of folders"),
+        (("folders", "."), "lies in the data set's own folder"),
         (("ixi", "{ixi}", "--preset", "paper"), "40 subjects asked for, 3 available"),
         (("ixi", "{ixi}", "--split", "1,1"), "expected three counts"),
         (("ixi", "{ixi}", "--split", "1,1,1", "--splits", "x"), "give one"),

@@ -280,6 +280,13 @@ def test_end_to_end(tmp_path: Path) -> None:
     assert {name: (tmp_path / "run" / name).stat().st_mtime_ns for name in made} == made
 
 
+def test_an_output_folder_that_cannot_be_made_is_told(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    path = write(tmp_path / "recipe.yaml", tiny_recipe(tmp_path / "file" / "run"))
+    with pytest.raises(GalipError, match=r"file/run: cannot be written \(.+\); choose another output_dir"):
+        run_recipe(load_recipe(path))
+
+
 def test_a_faulty_recipe_on_the_command_line(tmp_path: Path) -> None:
     path = write(tmp_path / "recipe.yaml", tiny_recipe(tmp_path / "run"))
     run = subprocess.run(

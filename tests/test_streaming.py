@@ -28,8 +28,7 @@ def publish(table: datasets.Dataset, folder: Path, split: str = "train", files: 
     return str(folder)
 
 
-@pytest.fixture(scope="module")
-def table(tmp_path_factory: pytest.TempPathFactory) -> datasets.Dataset:
+def make_table(directory: Path) -> datasets.Dataset:
     """Eight subjects, three domains, five slices each: 120 slices of 6 x 6, each of its own value."""
     volumes = []
     for subject in range(8):
@@ -38,8 +37,12 @@ def table(tmp_path_factory: pytest.TempPathFactory) -> datasets.Dataset:
             array = np.broadcast_to(value[:, None, None], (5, 6, 6)).astype(np.float32)
             array[:, -1, -1] = 0.9  # a slice of one value everywhere would be left out
             volumes.append(SubjectVolume(array, domain, f"s{subject}", "train"))
-    directory = write_table(volumes, tmp_path_factory.mktemp("s") / "table", domains=DOMAINS, image_size=None)
-    return load_table(directory)["train"]
+    return load_table(write_table(volumes, directory, domains=DOMAINS, image_size=None))["train"]
+
+
+@pytest.fixture(scope="module")
+def table(tmp_path_factory: pytest.TempPathFactory) -> datasets.Dataset:
+    return make_table(tmp_path_factory.mktemp("s") / "table")
 
 
 @pytest.fixture(scope="module")

@@ -4,6 +4,7 @@ import copy
 import dataclasses
 import json
 import random
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from galip_hf.checkpoint import optimizer_tensors
 from galip_hf.data.sampling import UnpairedSlices
 from galip_hf.trainer import GalipTrainer
 from galip_hf.training_args import GalipLossWeights
-from galip_hf.training_step import UnpairedBatch, other_direction
+from galip_hf.training_step import UnpairedBatch
 
 
 def parameters_of(module: torch.nn.Module) -> dict[str, Tensor]:
@@ -45,7 +46,7 @@ def some_batch(trainer: GalipTrainer) -> UnpairedBatch:
 
 
 def one_step(trainer: GalipTrainer, batch: UnpairedBatch) -> dict[str, dict[str, Tensor]]:
-    return trainer.training_step([batch], sorted(set(batch.source_domains)))
+    return trainer.training_step([batch], sorted(set(batch.target_domains)))
 
 
 def weights(**values: float) -> GalipLossWeights:
@@ -66,8 +67,8 @@ def test_a_batch_holds_both_directions() -> None:
     assert batch.source_labels.tolist() == [0, 2, 1, 0]
     assert batch.target_labels.tolist() == list(batch.target_domains) == [1, 0, 0, 2]
     assert batch.registered.tolist() == [1, 0, 1, 0]
-    # The real image that stands for a fake's target domain is of that domain.
-    assert torch.equal(other_direction(batch.source_labels), batch.target_labels)
+    # The real image that stands for a fake's target domain is the pair's other one, of that domain.
+    assert batch.targets[:, 0, 0, 0].tolist() == [2, 2, 1, 1]
 
 
 # One step
@@ -85,7 +86,7 @@ def losses_from_the_definition(
     prompts = backbone.encode_prompts(generator.config.prompts).embedding
     text, own_text = prompts[batch.target_labels], prompts[batch.source_labels]
     logits = score(fake.patch_tokens, batch.target_domains, text)
-    real_logits = score(real.patch_tokens, batch.source_domains, own_text)
+    real_logits = score(real.patch_tokens, batch.source_labels.tolist(), own_text)
     half = len(fakes) // 2
     real_of_target = torch.cat([real.class_tokens[half:], real.class_tokens[:half]])
     cosine = torch.cosine_similarity(fake.class_tokens.flatten(1), real_of_target.flatten(1))
@@ -119,7 +120,7 @@ def gradients_at_the_step(
         trainer.discriminator_optimizer.register_step_pre_hook(lambda *_: keep("D")),
     ]
     trainer.training_step(
-        batches, domains or sorted({label for batch in batches for label in batch.source_domains})
+        batches, domains or sorted({label for batch in batches for label in batch.target_domains})
     )
     for hook in hooks:
         hook.remove()
@@ -185,6 +186,14 @@ def test_accumulated_batches_equal_one_large_batch(make_trainer: MakeTrainer, tm
     assert largest_difference(found, expected) <= 1e-5
 
 
+def test_checkpointed_blocks_give_the_same_gradients(make_trainer: MakeTrainer, tmp_path: Path) -> None:
+    found = []
+    for is_on in (False, True):
+        trainer = make_trainer(gradient_checkpointing=is_on, output_dir=str(tmp_path / str(is_on)))
+        found.append(gradients_at_the_step(trainer, next(trainer.loader.steps(0))))
+    assert largest_difference(found[1], found[0]) <= 1e-6
+
+
 def test_clipping_acts(make_trainer: MakeTrainer) -> None:
     trainer = make_trainer(max_gradient_norm=1e-3)
     batch = some_batch(trainer)
@@ -203,11 +212,11 @@ def test_a_step_does_one_power_iteration(make_trainer: MakeTrainer) -> None:
     one_step(trainer, batch)
     twin = copy.deepcopy(trainer.discriminator)
     twin.load_state_dict({**twin.state_dict(), **dict(before.named_buffers())})  # the moved weights
-    twin.power_iteration(set(batch.source_domains))
+    twin.power_iteration(set(batch.target_domains))
     buffers = dict(trainer.discriminator.named_buffers())
     assert all(torch.equal(buffers[name], value) for name, value in twin.named_buffers())
     for name, value in before.named_buffers():
-        assert torch.equal(buffers[name], value) == (int(name.split(".")[1]) not in batch.source_domains)
+        assert torch.equal(buffers[name], value) == (int(name.split(".")[1]) not in batch.target_domains)
 
 
 def test_learning_rates_belong_to_their_networks(make_trainer: MakeTrainer) -> None:
@@ -222,26 +231,31 @@ def test_learning_rates_belong_to_their_networks(make_trainer: MakeTrainer) -> N
 
 
 @pytest.mark.parametrize(
-    ("chosen", "generator_calls", "clip_calls"),
+    ("chosen", "encoder_calls", "decoder_calls", "clip_calls"),
     [
-        ({"cycle": 1.0}, 2, 0),
-        ({"identity": 1.0}, 1, 0),
-        ({"cycle": 1.0, "identity": 1.0}, 3, 0),
-        ({"clip": 1.0}, 1, 1),
-        ({"class_token": 1.0}, 1, 2),
-        ({"adversarial": 1.0}, 1, 2),
-        ({"adversarial": 1.0, "class_token": 1.0, "clip": 1.0, "cycle": 1.0, "identity": 1.0}, 3, 2),
+        ({"cycle": 1.0}, 2, 2, 0),
+        ({"identity": 1.0}, 1, 1, 0),
+        ({"cycle": 1.0, "identity": 1.0}, 2, 3, 0),
+        ({"clip": 1.0}, 1, 1, 1),
+        ({"class_token": 1.0}, 1, 1, 2),
+        ({"adversarial": 1.0}, 1, 1, 2),
+        ({"adversarial": 1.0, "class_token": 1.0, "clip": 1.0, "cycle": 1.0, "identity": 1.0}, 2, 3, 2),
     ],
 )
 def test_a_loss_of_weight_0_costs_nothing(
-    make_trainer: MakeTrainer, chosen: dict[str, float], generator_calls: int, clip_calls: int
+    make_trainer: MakeTrainer,
+    chosen: dict[str, float],
+    encoder_calls: int,
+    decoder_calls: int,
+    clip_calls: int,
 ) -> None:
     trainer = make_trainer(loss_weights=weights(**chosen))
     batch = some_batch(trainer)
     calls: list[str] = []
     patches = trainer.backbone.clip.visual.trunk.patch_embed  # once in each pass of the image tower
     hooks = [
-        trainer.generator.register_forward_hook(lambda *_: calls.append("generator")),
+        trainer.generator.conv_in.register_forward_hook(lambda *_: calls.append("encoder")),
+        trainer.generator.middle.register_forward_hook(lambda *_: calls.append("decoder")),
         patches.register_forward_hook(lambda *_: calls.append("clip")),
     ]
     heads = {name: value.clone() for name, value in trainer.discriminator.state_dict().items()}
@@ -250,7 +264,8 @@ def test_a_loss_of_weight_0_costs_nothing(
         hook.remove()
     is_adversarial = "adversarial" in chosen
     assert set(values) == set(chosen) | ({"discriminator"} if is_adversarial else set())
-    assert calls.count("generator") == generator_calls
+    assert calls.count("encoder") == encoder_calls
+    assert calls.count("decoder") == decoder_calls
     assert calls.count("clip") == clip_calls
     moved = any(
         not torch.equal(value, heads[name]) for name, value in trainer.discriminator.state_dict().items()
@@ -337,34 +352,42 @@ def test_training_draws_from_no_global_generator(make_trainer: MakeTrainer) -> N
     assert (np.random.get_state()[1].tolist(), random.getstate()) == before[1:]
 
 
-def test_resuming_a_finished_run_trains_no_further(make_trainer: MakeTrainer) -> None:
-    first = make_trainer(checkpoint_steps=3)
-    first.train()
-    again = make_trainer(checkpoint_steps=3, resume=True, model_seed=123)
+@pytest.fixture(scope="module")
+def finished(make_trainer_in: MakeTrainer, tmp_path_factory: pytest.TempPathFactory) -> GalipTrainer:
+    """A run of three steps, with a checkpoint of the last one."""
+    trainer = make_trainer_in(output_dir=str(tmp_path_factory.mktemp("finished") / "run"), checkpoint_steps=3)
+    trainer.train()
+    return trainer
+
+
+@pytest.fixture
+def resume(finished: GalipTrainer, make_trainer: MakeTrainer, tmp_path: Path) -> MakeTrainer:
+    """Make a trainer that goes on from a copy of the finished run."""
+    shutil.copytree(finished.arguments.output_path, tmp_path / "run")
+    return lambda **arguments: make_trainer(resume=True, **arguments)
+
+
+def test_resuming_a_finished_run_trains_no_further(finished: GalipTrainer, resume: MakeTrainer) -> None:
+    again = resume(checkpoint_steps=3, model_seed=123)
     again.train()
-    assert_equal_states(state_of(first), state_of(again))
+    assert_equal_states(state_of(finished), state_of(again))
 
 
-def test_resuming_another_model_is_refused(make_trainer: MakeTrainer) -> None:
-    make_trainer(checkpoint_steps=3).train()
-    trainer = make_trainer(resume=True)
+def test_resuming_another_model_is_refused(resume: MakeTrainer) -> None:
+    trainer = resume()
     trainer.generator.config.label_width = 8
     with pytest.raises(GalipError, match=r"step-00000003: was made with model label_width=16, .* has 8"):
         trainer.train()
 
 
 @pytest.mark.parametrize("changed", [{"seed": 1}, {"batch_size": 3}, {"gradient_accumulation_steps": 2}])
-def test_resuming_with_another_order_of_data_is_refused(
-    make_trainer: MakeTrainer, changed: dict[str, Any]
-) -> None:
-    make_trainer(checkpoint_steps=3).train()
+def test_resuming_with_another_order_of_data_is_refused(resume: MakeTrainer, changed: dict[str, Any]) -> None:
     with pytest.raises(GalipError, match=rf"was made with training {next(iter(changed))}="):
-        make_trainer(resume=True, **changed).train()
+        resume(**changed).train()
 
 
-def test_resuming_with_other_slices_is_refused(make_trainer: MakeTrainer) -> None:
-    make_trainer(checkpoint_steps=3).train()
-    trainer = make_trainer(resume=True)
+def test_resuming_with_other_slices_is_refused(resume: MakeTrainer) -> None:
+    trainer = resume()
     assert isinstance(trainer.loader.dataset, UnpairedSlices)
     one_fewer = trainer.loader.dataset._rows_of_domain[1][:-1]
     trainer.loader.dataset._rows_of_domain[1] = one_fewer
@@ -375,24 +398,15 @@ def test_resuming_with_other_slices_is_refused(make_trainer: MakeTrainer) -> Non
         trainer.train()
 
 
-def test_resuming_with_another_clip_model_is_refused(make_trainer: MakeTrainer) -> None:
-    make_trainer(checkpoint_steps=3).train()
-    trainer = make_trainer(resume=True)
+def test_resuming_with_another_clip_model_is_refused(resume: MakeTrainer) -> None:
+    trainer = resume()
     trainer.generator.prompt_states.neg_()  # as another text tower would encode them
     with pytest.raises(GalipError, match=r"was made with the CLIP model .+ set it back"):
         trainer.train()
 
 
-def test_precision_may_change_on_the_way(make_trainer: MakeTrainer) -> None:
-    make_trainer(checkpoint_steps=3).train()
-    trainer = make_trainer(resume=True, max_steps=4, mixed_precision="fp16")
-    trainer.train()
-    assert trainer.step == 4
-
-
-def test_a_longer_run_goes_on(make_trainer: MakeTrainer) -> None:
-    make_trainer(checkpoint_steps=3).train()
-    trainer = make_trainer(resume=True, max_steps=5, learning_rate=1e-4, logging_steps=1)
+def test_precision_and_other_choices_may_change_on_the_way(resume: MakeTrainer) -> None:
+    trainer = resume(max_steps=5, mixed_precision="fp16", learning_rate=1e-4, logging_steps=1)
     trainer.train()
     assert trainer.step == 5
 

@@ -1,4 +1,4 @@
-"""`galip-hf convert`: a generator checkpoint of the method's authors becomes a model directory."""
+"""`galip-hf convert`: a generator checkpoint of the method's authors becomes a model directory, and back."""
 
 import argparse
 from pathlib import Path
@@ -12,20 +12,30 @@ if TYPE_CHECKING:
 
 def add_parser(commands: Any) -> None:
     """Declare the command."""
-    convert = commands.add_parser("convert", help="convert a generator checkpoint of the method's authors")
-    convert.add_argument("checkpoint", help="file written by torch.save(generator.state_dict())")
-    convert.add_argument(
-        "--domains", required=True, metavar="T1,T2,PD", help="names of the domains, in label order"
+    convert = commands.add_parser(
+        "convert", help="convert a generator checkpoint of the method's authors, or a model to one"
     )
+    convert.add_argument(
+        "checkpoint",
+        help="file written by torch.save(generator.state_dict()); with --to-official, a model directory",
+    )
+    convert.add_argument(
+        "--to-official", action="store_true", help="the way back: write the authors' layout (a .pt file)"
+    )
+    convert.add_argument("--domains", metavar="T1,T2,PD", help="names of the domains, in label order")
     convert.add_argument(
         "--prompts", metavar="FILE", help="text file with one prompt a line, in the same order"
     )
     convert.add_argument(
         "--modalities", metavar="MR,MR,CT", help="MR or CT for each domain (default: MR for all)"
     )
-    convert.add_argument("--output", required=True, help="model directory to write")
-    states = convert.add_mutually_exclusive_group(required=True)
-    states.add_argument("--text-states", metavar="FILE.npy", help="text states (domains, tokens, width)")
+    convert.add_argument("--output", required=True, help="model directory, or file, to write")
+    states = convert.add_mutually_exclusive_group()
+    states.add_argument(
+        "--text-states",
+        metavar="FILE.npy",
+        help="text states (domains, tokens, width) to read; with --to-official, to write",
+    )
     states.add_argument(
         "--clip", metavar="SOURCE", help="CLIP model that encodes the prompts (hf-hub:… or a directory)"
     )
@@ -87,6 +97,48 @@ def _read_text_states(path: str) -> "np.ndarray":
 
 
 def _convert(arguments: argparse.Namespace) -> None:
+    output = Path(arguments.output)
+    if output.exists() and not arguments.overwrite:
+        raise GalipError(f"{output}: already exists; choose another name or pass --overwrite")
+    if not output.parent.is_dir():
+        raise GalipError(f"{output}: the directory {output.parent} does not exist; create it first")
+    if arguments.to_official:
+        _to_official(arguments, output)
+    else:
+        _from_official(arguments, output)
+
+
+def _to_official(arguments: argparse.Namespace, output: Path) -> None:
+    import numpy as np
+    import torch
+
+    from ..convert import official_state_dict
+    from ..files import atomic_write
+    from ..modeling_galip import GalipForImageTranslation
+
+    for option in ("domains", "prompts", "modalities", "clip"):
+        if getattr(arguments, option):
+            raise GalipError(f"--{option}: the model directory states it; leave it out with --to-official")
+    if output.is_dir():
+        raise GalipError(f"{output}: is a directory; expected the name of a file, such as generator.pt")
+    states = Path(arguments.text_states) if arguments.text_states else None
+    if states and (states.suffix != ".npy" or (states.exists() and not arguments.overwrite)):
+        raise GalipError(f"--text-states {states}: expected the name of a new .npy file, or --overwrite")
+    if not (Path(arguments.checkpoint) / "config.json").is_file():
+        raise GalipError(f"{arguments.checkpoint}: not a model directory (no config.json in it)")
+    model = GalipForImageTranslation.from_pretrained(arguments.checkpoint)
+    official = official_state_dict(model)
+    with atomic_write(output) as temporary:
+        # A copy each: a view would drag along all that it is a view of.
+        torch.save({name: value.clone() for name, value in official.items()}, temporary)
+    print(f"{output}: {len(official)} tensors, {model.num_parameters():,} parameters")
+    if states:
+        with atomic_write(states) as temporary:
+            np.save(temporary, model.prompt_states.numpy())
+        print(f"{states}: text states {tuple(model.prompt_states.shape)}")
+
+
+def _from_official(arguments: argparse.Namespace, output: Path) -> None:
     import torch
 
     from ..convert import config_of_official_state_dict, convert_official_state_dict, load_official_state_dict
@@ -94,13 +146,12 @@ def _convert(arguments: argparse.Namespace) -> None:
     from ..image_processing_galip import GalipImageProcessor
     from ..modeling_galip import GalipForImageTranslation
 
-    output = Path(arguments.output)
-    if output.exists() and not arguments.overwrite:
-        raise GalipError(f"{output}: already exists; choose another name or pass --overwrite")
+    if not arguments.domains:
+        raise GalipError("--domains is missing; give the names of the domains, in label order")
+    if not (arguments.clip or arguments.text_states):
+        raise GalipError("the prompts' text states are missing; give --clip SOURCE or --text-states FILE.npy")
     if output.exists() and not (output / "config.json").is_file():
         raise GalipError(f"{output}: exists and is not a model directory; only a model is overwritten")
-    if not output.parent.is_dir():
-        raise GalipError(f"{output}: the directory {output.parent} does not exist; create it first")
     state_dict = load_official_state_dict(arguments.checkpoint)
     converted = convert_official_state_dict(state_dict)
     domains = _domains_of(arguments, len(converted["label_embedding.weight"]))

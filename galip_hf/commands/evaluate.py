@@ -313,8 +313,7 @@ def _run_folders(arguments: argparse.Namespace, backbone: "ClipBackbone | None")
 
 def _write(run: _Run, output: Path, arguments: argparse.Namespace) -> None:
     from ..cases import save_cases
-    from ..evaluation import write_report
-    from ..files import atomic_write
+    from ..files import atomic_write, write_report
     from ..report import compare_reports, model_index, provenance, write_subjects_csv
     from ..report_html import html_report
 

@@ -99,6 +99,12 @@ def _prepare(arguments: argparse.Namespace) -> None:
 def _source(arguments: argparse.Namespace) -> "Source":
     from ..prepare import sources
 
+    data, output = Path(arguments.path).resolve(), Path(arguments.output).resolve()
+    if arguments.source == "folders" and output.is_relative_to(data):  # it would be taken for a domain
+        raise GalipError(
+            f"--output {arguments.output}: lies in the data set's own folder; choose another one"
+        )
+
     if arguments.slices_per_subject is not None and arguments.source != "syndiff":
         raise GalipError("--slices-per-subject is for syndiff only; other sources have a file a scan")
     path = Path(arguments.path)

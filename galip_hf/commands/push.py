@@ -13,6 +13,13 @@ def add_parser(commands: Any) -> None:
     parser.add_argument("--revision", help="branch to push to; made if it is not there")
     parser.add_argument("--create-pr", action="store_true", help="open a pull request instead")
     parser.add_argument("--tag", help="git tag to set on the commit")
+    parser.add_argument("--subfolder", default="", help="folder of the repository to put everything in")
+    parser.add_argument("--variant", help="push the weights as model.VARIANT.safetensors")
+    parser.add_argument(
+        "--with-code",
+        action="store_true",
+        help="carry the code, so that transformers alone can load the model (trust_remote_code)",
+    )
     parser.set_defaults(run=_push)
 
 
@@ -26,5 +33,8 @@ def _push(arguments: argparse.Namespace) -> None:
         revision=arguments.revision,
         create_pr=arguments.create_pr,
         tag=arguments.tag,
+        subfolder=arguments.subfolder,
+        variant=arguments.variant,
+        with_code=arguments.with_code,
     )
     print(commit.pr_url or commit.commit_url)

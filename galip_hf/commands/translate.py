@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import GalipError
+from ..startup import collector_paused, keep_freed_memory
 
 if TYPE_CHECKING:
     from ..data.scans import ScanSource
@@ -37,6 +38,8 @@ def add_parser(commands: Any) -> None:
         "--model", required=True, help="model directory, or a repository of the Hub (user/name)"
     )
     translate.add_argument("--revision", help="branch, tag or commit of a Hub repository")
+    translate.add_argument("--subfolder", default="", help="folder of the directory or repository")
+    translate.add_argument("--variant", help="of the weights: 'ema' stands for model.ema.safetensors")
     translate.add_argument(
         "--verify",
         action="store_true",
@@ -92,7 +95,7 @@ def add_parser(commands: Any) -> None:
         "--resample", type=float, metavar="MM", help="translate at this pixel size; undone afterwards"
     )
     translate.add_argument("--figure", action="store_true", help="also write NAME_figure.png, three slices")
-    translate.add_argument("--batch-size", type=int, default=8, help="slices translated at once (default: 8)")
+    translate.add_argument("--batch-size", type=int, default=4, help="slices translated at once (default: 4)")
     translate.add_argument("--device", default="cpu", help="torch device (default: cpu)")
     translate.add_argument(
         "--precision",
@@ -109,19 +112,11 @@ def _translate(arguments: argparse.Namespace) -> int:
         raise GalipError(f"--batch-size is {arguments.batch_size}; expected 1 or more")
     if arguments.resample is not None and not 0 < arguments.resample < float("inf"):
         raise GalipError(f"--resample is {arguments.resample}; expected a pixel size in mm, more than 0")
-    jobs = _plan(arguments)
-    todo = [job for job in (_remaining(job, arguments) for job in jobs) if job.outputs]
-    skipped = sum(len(job.outputs) for job in jobs) - sum(len(job.outputs) for job in todo)
-
-    from ..pipeline import GalipPipeline
-
-    pipeline = GalipPipeline.from_pretrained(
-        arguments.model,
-        revision=arguments.revision,
-        verify=arguments.verify,
-        device=arguments.device,
-        precision=arguments.precision,
-    )
+    with collector_paused():
+        jobs = _plan(arguments)
+        todo = [job for job in (_remaining(job, arguments) for job in jobs) if job.outputs]
+        skipped = sum(len(job.outputs) for job in jobs) - sum(len(job.outputs) for job in todo)
+        pipeline = _load(arguments)
     for name in _targets(arguments):
         pipeline.config.domain_index(name)
     pipeline.source_domain(arguments.source)
@@ -135,6 +130,21 @@ def _translate(arguments: argparse.Namespace) -> int:
         _print_table(list(_run(pipeline, todo[0], arguments)))
         return 0
     return _run_all(pipeline, todo, skipped, arguments)
+
+
+def _load(arguments: argparse.Namespace) -> "GalipPipeline":
+    from ..pipeline import GalipPipeline
+
+    keep_freed_memory()
+    return GalipPipeline.from_pretrained(
+        arguments.model,
+        revision=arguments.revision,
+        verify=arguments.verify,
+        subfolder=arguments.subfolder,
+        variant=arguments.variant,
+        device=arguments.device,
+        precision=arguments.precision,
+    )
 
 
 def _run_all(

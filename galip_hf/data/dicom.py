@@ -52,12 +52,15 @@ class Series:
     """Files of one SeriesInstanceUID; `uid` is None for a file whose header cannot be read.
 
     `path` is the file, or the folder that holds them all; `label` tells apart series of one folder.
+    `modality` (CT, MR, …) and `description` (SeriesDescription, ProtocolName) are as the first file says.
     """
 
     path: Path
     uid: str | None
     label: str
     files: tuple[Path, ...]
+    modality: str = ""
+    description: str = ""
 
 
 def is_dicom(path: Path) -> bool:
@@ -80,24 +83,31 @@ def find_series(files: Sequence[Path]) -> list[Series]:
     if not files:
         return []
     groups: dict[str, list[Path]] = {}
-    labels: dict[str, str] = {}
+    words: dict[str, tuple[str, str, str]] = {}
     unreadable = []
     for file in files:
         try:
             header = _read_header(file)
             uid = str(header.SeriesInstanceUID)
-            label = f"{header.get('SeriesNumber', '')}_{header.get('SeriesDescription', '')}".strip("_")
+            description, protocol = (
+                str(header.get(tag, "")) for tag in ("SeriesDescription", "ProtocolName")
+            )
+            label = f"{header.get('SeriesNumber', '')}_{description}".strip("_") or "series"
+            said = label, str(header.get("Modality", "")), f"{description} {protocol}".strip()
         except (GalipError, AttributeError):
             unreadable.append(Series(file, None, file.name, (file,)))
             continue
         groups.setdefault(uid, []).append(file)
-        labels.setdefault(uid, label or "series")
+        words.setdefault(uid, said)
     folders = {uid: _common_folder(members) for uid, members in groups.items()}
     series = []
     for uid, members in groups.items():
         alone = list(folders.values()).count(folders[uid]) == 1
         path = members[0] if len(members) == 1 else folders[uid]
-        series.append(Series(path, uid, "" if alone else labels[uid], tuple(sorted(members))))
+        label, modality, description = words[uid]
+        series.append(
+            Series(path, uid, "" if alone else label, tuple(sorted(members)), modality, description)
+        )
     return series + unreadable
 
 
@@ -119,7 +129,10 @@ def _quiet() -> Iterator[None]:
 def _read_header(path: Path) -> Any:
     pydicom = require("pydicom", "dicom")
     check_file(path)
-    tags = ["SeriesInstanceUID", "SeriesNumber", "SeriesDescription", "SpecificCharacterSet"]
+    tags = [
+        *("SeriesInstanceUID", "SeriesNumber", "SeriesDescription", "ProtocolName", "Modality"),
+        "SpecificCharacterSet",
+    ]
     with corrupt_as_error(path), _quiet():
         header = pydicom.dcmread(path, stop_before_pixels=True, specific_tags=tags, force=True)
         for tag in tags:

@@ -108,6 +108,7 @@ class FolderSubjects(Sequence[Subject]):
         self._predictions = [_volumes_in(folder) for folder in predictions]
         self._target = _volumes_in(target)
         self._source = None if source is None else _volumes_in(source)
+        self._highest: dict[Path, float] = {}  # what is 1 in model space, of files read already
         listed = dict(zip(map(str, predictions), self._predictions, strict=True))
         listed |= {str(target): self._target}
         listed |= {} if self._source is None else {str(source): self._source}
@@ -146,8 +147,10 @@ class FolderSubjects(Sequence[Subject]):
         array = read_volume(path).array.astype(np.float64)
         low, high = self._windows.get(self._domains[side], (0.0, 0.0))
         if high == low:
-            values = array if reference == path else read_volume(reference).array.astype(np.float64)
-            high = float(np.percentile(values, PERCENTILE))
+            if reference not in self._highest:
+                values = array if reference == path else read_volume(reference).array.astype(np.float64)
+                self._highest[reference] = float(np.percentile(values, PERCENTILE))
+            high = self._highest[reference]
         # A blank volume keeps its zeros: the evaluation counts it as excluded.
         return ((array - low) / (high - low if high > low else 1.0)).astype(np.float32)
 

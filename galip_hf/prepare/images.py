@@ -12,7 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from ..data.readers import read_volume
+from ..data.dicom import read_series
+from ..data.scans import read_scan
 from ..data.volumes import Volume, checked_float32
 from ..errors import GalipError
 from ..extras import require
@@ -77,16 +78,16 @@ class ScanImage:
 
 
 def read_image(scan: Scan) -> ScanImage:
-    """Read a scan: any format of `read_volume`; MetaImage, NRRD and DICOM series through SimpleITK.
+    """Read a scan: anything that `read_scan` reads, or MetaImage and NRRD through SimpleITK.
 
     Raises:
-        GalipError: as `read_volume`; also slices asked for that the file does not have.
+        GalipError: as `read_scan`; also several volumes, and slices asked for that the file does not have.
     """
     path = Path(scan.path)
-    if scan.series is not None or path.name.lower().endswith(ITK_SUFFIXES):
-        image = _read_itk(scan)
+    if path.name.lower().endswith(ITK_SUFFIXES):
+        image = _read_itk(path)
     else:
-        volume = read_volume(path)
+        volume = read_series([Path(file) for file in scan.files]) if scan.files else _read_one(path)
         image = ScanImage(volume.array, grid_of(volume))
     if scan.slices is None:
         return image
@@ -96,6 +97,14 @@ def read_image(scan: Scan) -> ScanImage:
     grid = image.grid
     part = Grid((stop - start, *grid.shape[1:]), grid.origin + start * grid.steps[0], grid.steps, grid.known)
     return ScanImage(image.array[start:stop], part)
+
+
+def _read_one(path: Path) -> Volume:
+    """A file with one volume, or a folder of one DICOM series."""
+    volumes = read_scan(path)
+    if len(volumes) != 1:
+        raise GalipError(f"{path}: holds {len(volumes)} volumes; expected one, so split the file")
+    return volumes[0]
 
 
 def grid_of(volume: Volume) -> Grid:
@@ -113,17 +122,10 @@ def grid_of(volume: Volume) -> Grid:
     return Grid(shape, origin * _RAS_TO_LPS * to_mm, steps * _RAS_TO_LPS * to_mm)
 
 
-def _read_itk(scan: Scan) -> ScanImage:
+def _read_itk(path: Path) -> ScanImage:
     sitk = require("SimpleITK", "prepare")
-    path = Path(scan.path)
     try:
-        if scan.series is None:
-            image = sitk.ReadImage(str(path))
-        else:
-            files = sitk.ImageSeriesReader.GetGDCMSeriesFileNames(str(path), scan.series)
-            reader = sitk.ImageSeriesReader()
-            reader.SetFileNames(files)
-            image = reader.Execute()
+        image = sitk.ReadImage(str(path))
         if image.GetDimension() == 4 and image.GetSize()[3] == 1:
             image = image[..., 0]
         if image.GetDimension() != 3 or image.GetNumberOfComponentsPerPixel() != 1:

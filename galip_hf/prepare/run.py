@@ -181,7 +181,7 @@ def _task(scans: list[Scan], settings: Settings, parts: Path) -> Task:
     states = []
     for scan in scans:
         path = Path(scan.path)
-        files = sorted(path.iterdir()) if path.is_dir() else [path]
+        files = [Path(file) for file in scan.files] or (sorted(path.iterdir()) if path.is_dir() else [path])
         stats = [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files if file.exists()]
         states.append([asdict(scan), stats])
     text = json.dumps([__version__, asdict(settings), states], sort_keys=True)

@@ -17,9 +17,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from ..data import dicom
 from ..data.readers import SUFFIXES
 from ..errors import GalipError
-from .dicom import SeriesInfo, find_series
 
 # Formats that SimpleITK reads; all others go through galip_hf.data.readers.
 ITK_SUFFIXES = (".mha", ".mhd", ".nrrd")
@@ -27,14 +27,14 @@ ITK_SUFFIXES = (".mha", ".mhd", ".nrrd")
 
 @dataclass(frozen=True)
 class Scan:
-    """One scan to prepare. `slices` (start, stop) takes a part of the file's slices; `series` a DICOM UID."""
+    """One scan to prepare. `slices` (start, stop) takes a part of its slices; `files`: of a DICOM series."""
 
     path: str
     domain: str
     subject: str
     split: str | None = None
     group: str | None = None
-    series: str | None = None
+    files: tuple[str, ...] = ()
     slices: tuple[int, int] | None = None
 
 
@@ -90,17 +90,17 @@ def gold_atlas(directory: Path) -> Source:
     """Gold Atlas male pelvis: CT, T1 and T2 of each patient, brought to the T2 grid."""
     scans: list[Scan] = []
     notes: list[dict[str, Any]] = []
-    for patient in sorted(path for path in _directory(directory).iterdir() if path.is_dir()):
+    for patient in _folders(directory):
         found: dict[str, Scan] = {}
         for path in _files(patient, (*SUFFIXES, *ITK_SUFFIXES)):
-            domain = _pelvis_domain(_without_suffix(path), None)
+            domain = _pelvis_domain(_without_suffix(path.relative_to(patient)), None)
             if domain:
                 _take(found, Scan(str(path), domain, patient.name), path.name, notes)
-        for series in find_series(patient):
+        for series in _dicom_series(patient):
             domain = _pelvis_domain(series.description, series.modality)
             where = f"{series.path.name}: {series.modality} {series.description!r}"
             if domain:
-                scan = Scan(str(series.path), domain, patient.name, series=series.uid)
+                scan = Scan(str(series.path), domain, patient.name, files=tuple(map(str, series.files)))
                 _take(found, scan, where, notes, better="cttomr" in series.description.lower())
             elif series.modality in ("CT", "MR"):
                 reason = f"{where}: neither T1 nor T2 in its description"
@@ -118,6 +118,16 @@ def gold_atlas(directory: Path) -> Source:
         paper_counts=(9, 1, 4),
         notes=notes,
     )
+
+
+def _dicom_series(directory: Path) -> list[dicom.Series]:
+    """The DICOM series below a directory, in the order of their folders and UIDs; other files are ignored."""
+    files = [path for path in _files(directory, ("",)) if path.stem.upper() != "DICOMDIR"]
+    found = dicom.find_series([path for path in files if dicom.is_dicom(path)])
+    for series in found:
+        if series.uid is None:
+            raise GalipError(f"{series.path}: not a readable DICOM file; copy it again")
+    return sorted(found, key=lambda series: (str(series.path), str(series.uid)))
 
 
 def _pelvis_domain(description: str, modality: str | None) -> str | None:
@@ -231,7 +241,7 @@ def _manifest_scan(row: Any, where: str, folder: Path) -> Scan:
 def folders(directory: Path) -> Source:
     """A folder per domain; the file's name, suffix aside, the subject (one name in two folders: a pair)."""
     scans = []
-    for folder in sorted(path for path in _directory(directory).iterdir() if path.is_dir()):
+    for folder in _folders(directory):
         for path in _files(folder, (*SUFFIXES, *ITK_SUFFIXES)):
             subject = _without_suffix(path.relative_to(folder)).replace("/", "-")
             scans.append(Scan(str(path), folder.name, subject))
@@ -243,6 +253,12 @@ def _directory(directory: Path) -> Path:
     if not directory.is_dir():
         raise GalipError(f"{directory}: no such directory; expected the data set's folder")
     return directory
+
+
+def _folders(directory: Path) -> list[Path]:
+    """Folders in a directory, in order; hidden ones are not."""
+    found = (path for path in _directory(directory).iterdir() if not path.name.startswith("."))
+    return sorted(path for path in found if path.is_dir())
 
 
 def _files(directory: Path, suffixes: tuple[str, ...]) -> list[Path]:
@@ -278,4 +294,4 @@ def _require(scans: list[Scan], where: Path, expected: str) -> None:
             )
 
 
-__all__ = ["Scan", "SeriesInfo", "Source", "brats", "folders", "gold_atlas", "ixi", "manifest", "syndiff"]
+__all__ = ["Scan", "Source", "brats", "folders", "gold_atlas", "ixi", "manifest", "syndiff"]
