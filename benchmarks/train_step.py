@@ -8,7 +8,7 @@ and take the same batch: the losses of their first step must agree to 1e-4 (bf16
 
 Sides: `plain`; `plain-kept`, with the allocator told to keep what is freed, as `examples/train.py` does;
 `trainer`, as `examples/train.py` trains; `trainer-default`, with the allocator left alone; `trainer-bf16`;
-`trainer-checkpointing`, with gradient checkpointing.
+`trainer-checkpointing`, with gradient checkpointing; `trainer-cached`, with the real images' features kept.
 """
 
 import json
@@ -36,7 +36,16 @@ from galip_hf.trainer import GalipTrainer
 from galip_hf.training_args import GalipTrainingArguments
 
 TOLERANCE = 1e-4
-SIDES = ("plain", "plain-kept", "trainer", "trainer-default", "trainer-bf16", "trainer-checkpointing")
+OPTIONS: dict[str, dict[str, Any]] = {
+    "plain": {},
+    "plain-kept": {},
+    "trainer": {},
+    "trainer-default": {},
+    "trainer-bf16": {"mixed_precision": "bf16"},
+    "trainer-checkpointing": {"gradient_checkpointing": True},
+    "trainer-cached": {"cache_image_features": True},
+}
+SIDES = tuple(OPTIONS)
 
 
 def make_trainer(
@@ -61,12 +70,8 @@ def make_step(side: str, folder: Path, batch_size: int, size: int, domains: int)
     """One training step of a side; returns its losses."""
     if not side.endswith("default") and side != "plain":
         keep_freed_memory()
-    options: dict[str, Any] = {
-        "trainer-bf16": {"mixed_precision": "bf16"},
-        "trainer-checkpointing": {"gradient_checkpointing": True},
-    }.get(side, {})
     backbone = common.full_size_backbone()
-    trainer = make_trainer(folder, size, backbone, domains, batch_size=batch_size, **options)
+    trainer = make_trainer(folder, size, backbone, domains, batch_size=batch_size, **OPTIONS[side])
     batches = next(trainer.loader.steps(0))
     present = sorted(set(batches[0].target_domains))
     if side.startswith("plain"):

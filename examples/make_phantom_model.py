@@ -1,106 +1,95 @@
 """Make examples/phantom_model from nothing: train the phantom recipe, score the model, write its card.
 
-python examples/make_phantom_model.py [key=value ...]
+python examples/make_phantom_model.py [--keep-weights] [key=value ...]
 
-Interrupted, it goes on from the last checkpoint in the recipe's output_dir.
+Interrupted, it goes on from the last checkpoint in the recipe's output_dir. --keep-weights trains nothing: it
+scores the model that is there and writes its card again.
 """
 
-import json
+import argparse
+import dataclasses
+import os
 import shutil
-import string
 import sys
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
-import torch
-from demo import mean_psnr, save_figure, test_subjects, training_slices, translator
+from demo import save_figure, test_subjects
 
-from galip_hf import GalipError, GalipForImageTranslation, GalipImageProcessor, __version__, phantom
-from galip_hf.evaluation import evaluate
-from galip_hf.files import write_report
-from galip_hf.recipe import Recipe, load_recipe, run_recipe
+from galip_hf import GalipError, GalipForImageTranslation, GalipImageProcessor, phantom
+from galip_hf.cli import main as galip_hf
+from galip_hf.data.table import SubjectVolume, write_table
+from galip_hf.recipe import Recipe, load_recipe, phantom_subject_seed, phantom_volumes, run_recipe
 
 EXAMPLES = Path(__file__).resolve().parent
-TEMPLATE = EXAMPLES.parent / "model_cards" / "phantom_model.md"
+TARGET = Path("examples", "phantom_model")  # from the repository's root: card and report name it
 TEST_SUBJECTS = 12
+BASELINE_SUBJECTS = 30  # of the training subjects of each contrast: enough for a mean slice
 
 
-def score_rows(report: dict[str, Any]) -> str:
-    """The table of directions."""
-    table = report["protocols"]["fixed"]["masked"]
-    columns = [table["directions"], *(table["baselines"][name] for name in ("copy", "histogram", "mean"))]
-    rows = []
-    for direction in table["directions"]:
-        cells = [f"{column[direction]['psnr']:.2f} ({column[direction]['ssim']:.3f})" for column in columns]
-        rows.append(f"| {direction} | {' | '.join(cells)} |")
-    means = mean_psnr(report)
-    rows.append(
-        "| mean | "
-        + " | ".join(f"{means[name]:.2f}" for name in ("model", "copy", "histogram", "mean"))
-        + " |"
+def evaluation_volumes(recipe: Recipe, processor: GalipImageProcessor) -> Iterator[SubjectVolume]:
+    """Some training subjects, for the baselines, and test subjects that no training saw."""
+    data, seed = recipe.data.phantom, recipe.training.seed
+    if data is None:
+        raise GalipError("the phantom model's recipe must have data.phantom")
+    some = min(BASELINE_SUBJECTS, data.train_subjects)
+    training = dataclasses.replace(data, train_subjects=some, validation_subjects=0)
+    yield from phantom_volumes(training, processor, seed)
+    for index, subject in enumerate(test_subjects(processor, data, TEST_SUBJECTS, seed)):
+        name = f"phantom-{phantom_subject_seed('test', index, seed)}"
+        for contrast, volume in subject.items():
+            yield SubjectVolume(volume, contrast, name, "test")
+
+
+def run(*arguments: object) -> None:
+    """A command of galip-hf; what it says stands on stderr."""
+    if galip_hf([str(argument) for argument in arguments]) != 0:
+        raise GalipError(f"galip-hf {arguments[0]} failed")
+
+
+def score_and_describe(recipe: Recipe, directory: Path) -> None:
+    """`galip-hf evaluate`, the figure, `galip-hf card`."""
+    output = recipe.training.output_path
+    output.mkdir(parents=True, exist_ok=True)
+    processor = GalipImageProcessor.from_pretrained(directory)
+    table, report = output / "phantom", output / "report"
+    # All slices, the near-empty ones too: these are scores of volumes.
+    write_table(
+        evaluation_volumes(recipe, processor),
+        table,
+        domains=phantom.CONTRASTS,
+        image_size=None,
+        minimum_foreground=0,
+        overwrite=True,
     )
-    return "\n".join(rows)
-
-
-def card(
-    recipe: Recipe, model: GalipForImageTranslation, report: dict[str, Any], log: list[dict[str, Any]]
-) -> str:
-    """The model card: every number in it was measured in this run."""
-    entries = [entry for entry in log if "losses" in entry]
-    first, last = entries[0]["losses"], entries[-1]["losses"]
-    seconds = sum(entry["seconds_per_step"] * recipe.training.logging_steps for entry in entries)
-    paper = list(report["protocols"]["paper"]["full"]["directions"].values())
-    data, clip = recipe.data.phantom, recipe.clip.tiny
-    if data is None or clip is None:
-        raise GalipError("the phantom model's recipe must have data.phantom and clip.tiny")
-    return string.Template(TEMPLATE.read_text(encoding="utf-8")).substitute(
-        parameters=f"{model.num_parameters():,}",
-        prompts=", ".join(f"`{prompt}`" for prompt in model.config.prompts),
-        seed=recipe.training.seed,
-        version=__version__,
-        torch=torch.__version__,
-        threads=torch.get_num_threads(),
-        minutes=f"{seconds / 60:.0f}",
-        steps=recipe.training.max_steps,
-        logging_steps=recipe.training.logging_steps,
-        train_subjects=data.train_subjects,
-        clip_steps=clip.steps,
-        losses="\n".join(f"| {name} | {first[name]:.3f} | {last[name]:.3f} |" for name in last),
-        subjects=report["subjects"],
-        slices=report["slices"],
-        scores=score_rows(report),
-        paper_psnr=f"{sum(cell['psnr'] for cell in paper) / len(paper):.2f}",
-        paper_ssim=f"{sum(cell['ssim'] for cell in paper) / len(paper):.3f}",
-    )
+    run("evaluate", "--model", directory, "--data", table, "--output", report, "--overwrite")
+    model = GalipForImageTranslation.from_pretrained(directory)
+    subjects = test_subjects(processor, recipe.data.phantom, TEST_SUBJECTS, recipe.training.seed)
+    save_figure(model, subjects, directory / "figure.png")
+    run("card", directory, "--report", report / "report.json", "--license", "apache-2.0")
 
 
 def main() -> int:
-    recipe_path = EXAMPLES / "configs" / "phantom.yaml"
+    parser = argparse.ArgumentParser(description="Make examples/phantom_model.")
+    parser.add_argument("--keep-weights", action="store_true", help="train nothing, score what is there")
+    parser.add_argument("overrides", nargs="*", metavar="key=value")
+    arguments = parser.parse_args()
+    os.chdir(EXAMPLES.parent)
     try:
-        recipe = load_recipe(recipe_path, ["training.resume=true", *sys.argv[1:]])
-        trainer = run_recipe(recipe)
-        if trainer.stopped_by:
-            raise GalipError(f"{trainer.stopped_by}: stopped; the same command goes on")
-        model: Any = trainer.ema.module
-        data = recipe.data.phantom
-        if data is None:
-            raise GalipError(f"{recipe_path}: data.phantom is missing")
-        output = recipe.training.output_path
-        processor = GalipImageProcessor.from_pretrained(output / "model")
-        subjects = test_subjects(processor, data, TEST_SUBJECTS, recipe.training.seed)
-        slices = training_slices(processor, data, recipe.training.seed)
-        report = evaluate(subjects, translator(model), slices, domains=phantom.CONTRASTS)
-        write_report(report, output / "report.json")
-        log = [json.loads(line) for line in (output / "log.jsonl").read_text(encoding="utf-8").splitlines()]
-        save_figure(model, subjects, output / "model" / "figure.png")
-        (output / "model" / "README.md").write_text(card(recipe, model, report, log), encoding="utf-8")
+        recipe = load_recipe(
+            EXAMPLES / "configs" / "phantom.yaml", ["training.resume=true", *arguments.overrides]
+        )
+        if not arguments.keep_weights:
+            trainer = run_recipe(recipe)
+            if trainer.stopped_by:
+                raise GalipError(f"{trainer.stopped_by}: stopped; the same command goes on")
+            for path in (recipe.training.output_path / "model").iterdir():
+                shutil.copy(path, TARGET)  # the card's text by hand stays
+            (TARGET / "report.json").unlink(missing_ok=True)  # of the weights before
+        score_and_describe(recipe, TARGET)
     except GalipError as error:
         print(f"make_phantom_model.py: {error}", file=sys.stderr)
         return 2
-    target = EXAMPLES / "phantom_model"
-    shutil.rmtree(target, ignore_errors=True)
-    shutil.copytree(output / "model", target)
-    print(f"{target}: " + ", ".join(f"{name} {value:.2f} dB" for name, value in mean_psnr(report).items()))
     return 0
 
 

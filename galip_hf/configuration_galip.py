@@ -226,7 +226,9 @@ class GalipConfig(PreTrainedConfig):
     def _validate_keys_of_transformers(self, kwargs: dict[str, Any]) -> None:
         """Before transformers acts on them."""
         for name, allowed in _VALUES_OF_TRANSFORMERS.items():
-            value = kwargs[name] if name in kwargs else getattr(self, name, None)
+            # Where `torch_dtype` is an attribute, it is `dtype` by its old name, and warns of that.
+            own = None if name == "torch_dtype" else getattr(self, name, None)
+            value = kwargs.get(name, own)
             if name.endswith("dtype") and value is not None:
                 value = str(value).removeprefix("torch.")
             if value not in list(allowed):  # a list: it may be unhashable

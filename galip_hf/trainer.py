@@ -23,12 +23,14 @@ from .checkpoint import latest_checkpoint
 from .clip_backbone import ClipBackbone
 from .compiling import can_compile
 from .data.loading import StepLoader
+from .data.sampling import UnpairedSlices
 from .discriminator import GalipDiscriminator
 from .distributed import ProcessGroup
 from .ema import ExponentialMovingAverage
 from .errors import GalipError
 from .files import atomic_write, told_if_unwritable
 from .finite import FiniteGuard
+from .image_features import ImageFeatureCache
 from .image_processing_galip import GalipImageProcessor
 from .modeling_galip import GalipForImageTranslation
 from .run_state import load_run, save_run
@@ -118,6 +120,7 @@ class GalipTrainer:
             self._autocast,
             self.scaler.scale,  # type: ignore[arg-type]
             compiled=arguments.torch_compile and can_compile(device),
+            real_features=self._feature_cache(train_dataset) if arguments.cache_image_features else None,
         )
         self.record = StepRecord()
         self.best = (
@@ -127,6 +130,16 @@ class GalipTrainer:
         )
         self.step = 0
         self.stopped_by: str | None = None
+
+    def _feature_cache(self, dataset: Any) -> ImageFeatureCache:
+        if not isinstance(dataset, UnpairedSlices):
+            raise GalipError(
+                "training: cache_image_features needs a table; a stream's slices have no numbers"
+            )
+        output = self.arguments.output_path
+        with told_if_unwritable(output, "choose another output_dir"):
+            output.mkdir(parents=True, exist_ok=True)
+        return ImageFeatureCache(output, dataset.rows, self.backbone)
 
     def _optimizer(self, network: nn.Module, rate: float) -> torch.optim.Adam:
         # Fused: one pass over the weights, and a step can be skipped without asking the device.

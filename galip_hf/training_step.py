@@ -45,7 +45,7 @@ class UnpairedBatch:
         source_labels, target_labels: (N,) int64, on the device.
         registered: (N,) float, 1 where source and target are one subject and slice.
         target_domains: N labels, on the host.
-        rows: of the sources: numbers in the table, or what a stream calls them, for messages.
+        rows, target_rows: of the sources and the targets: numbers in the table, or what a stream calls them.
     """
 
     sources: Tensor
@@ -55,6 +55,7 @@ class UnpairedBatch:
     registered: Tensor
     target_domains: tuple[int, ...]
     rows: tuple[int | str, ...]
+    target_rows: tuple[int | str, ...]
 
     @classmethod
     def of(cls, items: Mapping[str, Tensor]) -> "UnpairedBatch":
@@ -66,6 +67,7 @@ class UnpairedBatch:
             ]
             for name in ("image", "domain")
         )
+        rows = _listed(items["row_a"]), _listed(items["row_b"])
         return cls(
             sources=images[0],
             targets=images[1],
@@ -73,7 +75,8 @@ class UnpairedBatch:
             target_labels=labels[1],
             registered=items["registered"].float().repeat(2),
             target_domains=tuple(labels[1].tolist()),
-            rows=(*_listed(items["row_a"]), *_listed(items["row_b"])),
+            rows=(*rows[0], *rows[1]),
+            target_rows=(*rows[1], *rows[0]),
         )
 
     def _map(self, change: Callable[[Tensor], Tensor]) -> "UnpairedBatch":
@@ -160,6 +163,7 @@ class TrainingStep:
         autocast: makes the context of mixed precision.
         scale_loss: multiplies a loss by the scale of float16 training; by default leaves it.
         compiled: run the generator through `torch.compile`.
+        real_features: of images and their rows, where they are kept; by default they are computed.
     """
 
     def __init__(
@@ -172,10 +176,12 @@ class TrainingStep:
         autocast: Callable[[], AbstractContextManager],
         scale_loss: Callable[[Tensor], Tensor] = lambda loss: loss,
         compiled: bool = False,
+        real_features: Callable[[Tensor, tuple[Any, ...]], ClipImageFeatures] | None = None,
     ) -> None:
         self.generator, self.discriminator, self.backbone = generator, discriminator, backbone
         self.text_embeddings, self.weights = text_embeddings, weights
         self.autocast, self.scale_loss = autocast, scale_loss
+        self._real_features = real_features or (lambda images, rows: backbone.encode_images(images))
         self._encode = torch.compile(generator.encode) if compiled else generator.encode
         self._decode = torch.compile(generator.decode) if compiled else generator.decode
 
@@ -259,7 +265,7 @@ class TrainingStep:
         real: ClipImageFeatures | None = None
         if self.weights.adversarial or self.weights.class_token:
             with torch.no_grad():
-                real = self.backbone.encode_images(batch.targets)
+                real = self._real_features(batch.targets, batch.target_rows)
         named: Values = {}
         if self.weights.clip:
             named["clip"] = losses.clip_loss(fake.embedding, self.text_embeddings[batch.target_labels])

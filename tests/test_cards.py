@@ -400,6 +400,13 @@ def test_planned_cards_are_what_the_command_gives(
 
 def test_every_card_of_the_repository_is_checked() -> None:
     folder = ROOT / "model_cards"
-    # phantom_model.md is the template of examples/make_phantom_model.py, which measures what it fills in.
     assert {path.stem for path in folder.glob("*.md")} == {*PLANNED, "phantom_model", "template"}
     assert (folder / "template.md").samefile(TEMPLATE)
+    assert (folder / "phantom_model.md").samefile(ROOT / "examples" / "phantom_model" / "README.md")
+
+
+def test_the_phantom_card_rests_upon_its_report(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    directory = Path("examples", "phantom_model")
+    assert check_card(directory) == []
+    assert model_card(directory) == text_of(directory)

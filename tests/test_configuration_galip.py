@@ -111,6 +111,16 @@ def test_head_width_concerns_the_levels_with_attention_only() -> None:
     assert tiny_config(attention_head_width=16).attention_head_width == 16  # does not divide 8 of level 0
 
 
+def test_a_configuration_warns_of_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    from transformers import configuration_utils
+
+    noted: list[str] = []
+    for kind in ("warning", "warning_once"):
+        monkeypatch.setattr(configuration_utils.logger, kind, lambda message, *_: noted.append(message))
+    GalipConfig(dtype="float16")
+    assert noted == []
+
+
 def test_round_trip(tmp_path: Path) -> None:
     config = tiny_config(text_conditioning="pooled", domains=tuple(DOMAINS), channel_multipliers=(1, 2))
     config.save_pretrained(tmp_path)

@@ -227,6 +227,11 @@ class UnpairedSlices(torch.utils.data.Dataset):
         return self._plan[1]
 
     @property
+    def rows(self) -> int:
+        """Rows of the table; `row_a` and `row_b` are below."""
+        return len(self._table)
+
+    @property
     def fingerprint(self) -> str:
         """Number of items an epoch, and a hash of which slices of which subjects they are drawn from."""
         digest = hashlib.sha256()
