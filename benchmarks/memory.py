@@ -2,7 +2,7 @@
 
 python benchmarks/memory.py [--steps 2000] [--folder DIR]
 
-A table of 4,000 slices of 64 x 64 (66 MB), and Parquet files of it. A real trainer, a tiny model, batch
+A table of 4,000 slices of 32 x 32 (16 MB), and Parquet files of it. A real trainer, a tiny model, batch
 size 1, so that 2,000 steps are one epoch. Each kind runs in a process of its own. Kept, every 250 steps:
 megabytes (2^20 bytes) of anonymous memory, and of resident pages of mapped files, which belong to the page
 cache: the kernel takes them back when memory is short.
@@ -31,7 +31,7 @@ from galip_hf.training_args import GalipTrainingArguments
 
 DOMAINS = IXI_DOMAINS[:2]
 NAMES = [domain["name"] for domain in DOMAINS]
-SUBJECTS, SLICES, SIZE, FILES, EVERY = 20, 100, 64, 8, 250
+SUBJECTS, SLICES, SIZE, FILES, EVERY = 20, 100, 32, 8, 250
 
 
 def volumes() -> Iterator[SubjectVolume]:

@@ -60,10 +60,14 @@ def plain_residual(self: GalipResidualBlock, hidden_states: Tensor, label_embedd
 
 
 def plain_forward(
-    self: GalipForImageTranslation, pixel_values: Tensor, labels: Tensor, prompt_states: Tensor
+    self: GalipForImageTranslation,
+    pixel_values: Tensor,
+    labels: Tensor,
+    prompt_states: Tensor | None = None,
 ) -> GalipTranslationOutput:
     """`GalipForImageTranslation.forward` of images that need no padding; the label enters every block."""
-    condition = F.silu(self.label_embedding(labels)), prompt_states
+    states = self.prompt_states[labels] if prompt_states is None else prompt_states
+    condition = F.silu(self.label_embedding(labels)), states
     skips = [self.conv_in(pixel_values)]
     for level in self.encoder:
         skips += level(skips[-1], *condition)
