@@ -73,6 +73,7 @@ class NormSiluConvolution(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         inputs, norm_weight, norm_bias, weight, bias = ctx.saved_tensors
+        dtype, inputs = inputs.dtype, _precise(inputs)
         normalised, mean, deviation = _normalise(inputs, norm_weight, norm_bias, ctx.groups, ctx.eps)
         activated = resampled(F.silu(normalised), ctx.resample).to(ctx.dtype)
         gradient, of_weight, of_bias = _aten.convolution_backward(
@@ -80,16 +81,15 @@ class NormSiluConvolution(torch.autograd.Function):
             [1, 1], [1, 1], [1, 1], False, [0, 0], 1, [True, True, True],
         )  # fmt: skip
         del activated
-        gradient = _resampled_gradient(gradient.to(normalised.dtype), ctx.resample)
+        gradient = _resampled_gradient(gradient.to(inputs.dtype), ctx.resample)
         gradient = _aten.silu_backward.grad_input(gradient, normalised, grad_input=gradient)
         batch, channels, height, width = inputs.shape
-        precise = normalised.dtype
         gradient, of_norm_weight, of_norm_bias = _aten.native_group_norm_backward(
-            gradient, inputs.to(precise).contiguous(), mean, deviation, norm_weight.to(precise),
+            gradient, inputs, mean, deviation, norm_weight.to(inputs.dtype),
             batch, channels, height * width, ctx.groups, [True, True, True],
         )  # fmt: skip
         return (
-            gradient.to(inputs.dtype),
+            gradient.to(dtype),
             of_norm_weight.to(norm_weight.dtype),
             of_norm_bias.to(norm_bias.dtype),
             of_weight.to(weight.dtype),
@@ -100,14 +100,18 @@ class NormSiluConvolution(torch.autograd.Function):
         )
 
 
+def _precise(inputs: Tensor) -> Tensor:
+    return inputs.to(torch.promote_types(inputs.dtype, torch.float32)).contiguous()
+
+
 def _normalise(
     inputs: Tensor, weight: Tensor, bias: Tensor, groups: int, eps: float
 ) -> tuple[Tensor, Tensor, Tensor]:
     """GroupNorm in float32 at least; the result, mean and inverse deviation of each sample and group."""
-    dtype = torch.promote_types(inputs.dtype, torch.float32)
+    inputs = _precise(inputs)
     batch, channels, height, width = inputs.shape
     result: tuple[Tensor, Tensor, Tensor] = _aten.native_group_norm(
-        inputs.to(dtype).contiguous(), weight.to(dtype), bias.to(dtype),
+        inputs, weight.to(inputs.dtype), bias.to(inputs.dtype),
         batch, channels, height * width, groups, eps,
     )  # fmt: skip
     return result

@@ -22,7 +22,7 @@ from .domain_scores import measure_domain
 from .domain_statistics import DomainStatistics
 from .domains import load_heads
 from .errors import GalipError
-from .files import atomic_write, told_if_unwritable
+from .files import atomic_write
 from .image_processing_galip import GalipImageProcessor
 from .modeling_galip import GalipForImageTranslation
 from .prepare.sources import Scan
@@ -280,8 +280,7 @@ def run_recipe(recipe: Recipe) -> GalipTrainer:
     from accelerate.utils import set_seed
 
     training = recipe.training
-    with told_if_unwritable(training.output_path, "choose another output_dir"):
-        training.output_path.mkdir(parents=True, exist_ok=True)
+    training.make_output_directory()
     with process_state().main_process_first():
         backbone = load_backbone(recipe)
         config = initial_config(recipe) if training.initial_model else make_config(recipe, backbone)

@@ -129,8 +129,8 @@ def _target(subject: Mapping[str, np.ndarray], target: str, task: Task) -> _Targ
     try:
         if window is None:
             return _Target(subject[target], fixed_target(subject[target]), None)
-        hounsfield = _hounsfield(subject[target], window)
-        return _Target(subject[target], fixed_target(hounsfield, modality="CT", window=window), window)
+        fixed = fixed_target(hounsfield(subject[target], window), modality="CT", window=window)
+        return _Target(subject[target], fixed, window)
     except GalipError as error:
         return str(error)
 
@@ -179,7 +179,7 @@ def _score(prediction: np.ndarray, target: _Target) -> dict[str, Any]:
     """Protocol -> region -> scores of one volume in model space."""
     paper = paper_scores(prediction, target.volume)
     fixed = target.fixed.scores(
-        prediction if target.window is None else _hounsfield(prediction, target.window)
+        prediction if target.window is None else hounsfield(prediction, target.window)
     )
     return {
         "paper": {"full": {**_measures(paper), "skipped_slices": paper.skipped_slices}},
@@ -187,7 +187,8 @@ def _score(prediction: np.ndarray, target: _Target) -> dict[str, Any]:
     }
 
 
-def _hounsfield(volume: np.ndarray, window: Window) -> np.ndarray:
+def hounsfield(volume: np.ndarray, window: Window) -> np.ndarray:
+    """A volume in model space, of any shape, in HU, float64."""
     low, high = window
     return low + np.asarray(volume, np.float64) * (high - low)
 
@@ -205,4 +206,4 @@ def _features(slices: np.ndarray, task: Task) -> Any:
         return slice_features(task.backbone, slices)
 
 
-__all__ = ["Predict", "SubjectScores", "Task", "Window", "score_subject"]
+__all__ = ["Predict", "SubjectScores", "Task", "Window", "hounsfield", "score_subject"]

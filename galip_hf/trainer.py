@@ -136,10 +136,8 @@ class GalipTrainer:
             raise GalipError(
                 "training: cache_image_features needs a table; a stream's slices have no numbers"
             )
-        output = self.arguments.output_path
-        with told_if_unwritable(output, "choose another output_dir"):
-            output.mkdir(parents=True, exist_ok=True)
-        return ImageFeatureCache(output, dataset.rows, self.backbone)
+        self.arguments.make_output_directory()
+        return ImageFeatureCache(self.arguments.output_path, dataset.rows, self.backbone)
 
     def _optimizer(self, network: nn.Module, rate: float) -> torch.optim.Adam:
         # Fused: one pass over the weights, and a step can be skipped without asking the device.
@@ -251,8 +249,7 @@ class GalipTrainer:
         """
         if self.arguments.hub_repo_id:
             check_push_of_run(self)
-        with told_if_unwritable(self.arguments.output_path, "choose another output_dir"):
-            self.arguments.output_path.mkdir(parents=True, exist_ok=True)
+        self.arguments.make_output_directory()
         self._resume()
         self.log = (
             RunLog(

@@ -7,6 +7,7 @@ from typing import Any
 
 from .augmentation import SliceAugmentation
 from .errors import GalipError
+from .files import told_if_unwritable
 
 TRACKERS = ("tensorboard", "wandb", "trackio")
 
@@ -196,6 +197,11 @@ class GalipTrainingArguments:
     def output_path(self) -> Path:
         """`output_dir` as a path."""
         return Path(self.output_dir)
+
+    def make_output_directory(self) -> None:
+        """Make `output_dir`; GalipError where that cannot be."""
+        with told_if_unwritable(self.output_path, "choose another output_dir"):
+            self.output_path.mkdir(parents=True, exist_ok=True)
 
     def learning_rate_factor(self, step: int) -> float:
         """Share of the learning rate that step `step` (from 0) uses: rise, plateau, fall to zero."""

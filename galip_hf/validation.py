@@ -16,9 +16,8 @@ from typing import Any
 import datasets
 import numpy as np
 from accelerate.utils import gather_object
-from skimage.exposure import match_histograms
 
-from .baselines import HISTOGRAM_SLICES
+from .baselines import Histogram, RankedImage, histogram_reference
 from .clip_backbone import ClipBackbone
 from .data.pairs import registered_rows
 from .data.table import SliceReader, domain_rows
@@ -31,6 +30,7 @@ from .image_processing_galip import GalipImageProcessor
 from .inference import translate_slices
 from .metrics import fixed_scores
 from .modeling_galip import GalipForImageTranslation
+from .scoring import hounsfield
 
 logger = logging.getLogger(__name__)
 
@@ -86,7 +86,7 @@ class Validation:
             raise GalipError(f"the validation split has no slices of {', '.join(domains)}; add some")
         if any(case.target_rows is None for case in self._cases):
             require("torchmetrics", "evaluate")  # told now, not after the first validation_steps
-        self._references: dict[str, np.ndarray] = {}
+        self._references: dict[str, Histogram] = {}
         self._real_features: dict[str, Any] = {}
         self._matched_change: dict[int, float] = {}
 
@@ -141,7 +141,7 @@ class Validation:
             result["cycle"] = float(np.abs(back - source).mean())
             result["features"] = slice_features(self._backbone, translation).numpy()
         if index not in self._matched_change:
-            matched = match_histograms(source, self._reference(target_domain))
+            matched = RankedImage.of(source).matched_to(self._reference(target_domain))
             self._matched_change[index] = float(np.abs(matched - source).mean())
         if self._matched_change[index] > 0:
             result["identity_ratio"] = (
@@ -176,9 +176,8 @@ class Validation:
         window = self._windows[domain]
         if window is None or window == (0.0, 1.0):  # MR, or in [0, 1] already
             return fixed_scores(translation, target)["masked"]
-        low, high = window
-        hounsfield = [low + np.asarray(side, np.float64) * (high - low) for side in (translation, target)]
-        return fixed_scores(*hounsfield, modality="CT", window=window)["masked"]
+        sides = [hounsfield(side, window) for side in (translation, target)]
+        return fixed_scores(*sides, modality="CT", window=window)["masked"]
 
     def _slices(self, rows: np.ndarray) -> np.ndarray:
         return np.stack([self._reader[int(row)] for row in rows])
@@ -193,11 +192,9 @@ class Validation:
             [reader[int(row)] for row in domain_rows(self._tables["train"], domain)[:_TRAINING_SLICES]]
         )
 
-    def _reference(self, domain: str) -> np.ndarray:
+    def _reference(self, domain: str) -> Histogram:
         if domain not in self._references:
-            slices = self._real_slices(domain)
-            chosen = np.linspace(0, len(slices) - 1, min(len(slices), HISTOGRAM_SLICES)).astype(int)
-            self._references[domain] = slices[chosen]
+            self._references[domain] = histogram_reference(self._real_slices(domain))
         return self._references[domain]
 
     # Pictures

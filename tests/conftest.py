@@ -112,6 +112,16 @@ def clip_directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
     )
 
 
+@pytest.fixture(scope="module")
+def model_directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny model and its processor, as they are saved; to be read only."""
+    directory = tmp_path_factory.mktemp("model") / "tiny"
+    config = tiny_config()
+    filled_model(config).save_pretrained(directory)
+    GalipImageProcessor.from_config(config).save_pretrained(directory)
+    return directory
+
+
 @pytest.fixture(scope="session")
 def tiny_backbone(clip_directory: Path) -> ClipBackbone:
     """Frozen, so that all tests can share it."""

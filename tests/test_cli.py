@@ -18,15 +18,6 @@ from galip_hf.convert import official_module_names
 from galip_hf.inference import translate_slices
 
 
-@pytest.fixture(scope="module")
-def model_directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    directory = tmp_path_factory.mktemp("model") / "tiny"
-    config = tiny_config()
-    filled_model(config).save_pretrained(directory)
-    GalipImageProcessor.from_config(config).save_pretrained(directory)
-    return directory
-
-
 @pytest.fixture
 def scan(tmp_path: Path) -> Path:
     """A volume with flipped axes and odd sizes, in units of its own."""

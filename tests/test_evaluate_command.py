@@ -9,9 +9,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import DOMAINS, filled_model, smooth_volume, tiny_config
+from conftest import DOMAINS, smooth_volume
 
-from galip_hf import GalipImageProcessor
 from galip_hf.cases import choose_cases
 from galip_hf.cli import main
 from galip_hf.data.table import SubjectVolume, write_table
@@ -22,11 +21,8 @@ PAGE = Path(__file__).resolve().parent.parent / "docs" / "evaluation.md"
 
 
 @pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    directory = tmp_path_factory.mktemp("model") / "tiny"
-    filled_model(tiny_config()).save_pretrained(directory)
-    GalipImageProcessor.from_config(tiny_config()).save_pretrained(directory)
-    return directory
+def model(model_directory: Path) -> Path:
+    return model_directory
 
 
 @pytest.fixture(scope="module")

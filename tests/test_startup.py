@@ -9,10 +9,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import filled_model, tiny_config
 
 import galip_hf
-from galip_hf import GalipImageProcessor
 from galip_hf.startup import collector_paused
 
 HEAVY = (
@@ -37,15 +35,6 @@ def in_a_process(code: str, *arguments: object) -> tuple[int, str, str]:
         timeout=300,
     )
     return done.returncode, (done.stdout.splitlines() or [""])[-1], done.stderr
-
-
-@pytest.fixture(scope="module")
-def model_directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    directory = tmp_path_factory.mktemp("model") / "tiny"
-    config = tiny_config()
-    filled_model(config).save_pretrained(directory)
-    GalipImageProcessor.from_config(config).save_pretrained(directory)
-    return directory
 
 
 @pytest.mark.parametrize(

@@ -7,10 +7,9 @@ import nibabel as nib
 import numpy as np
 import pydicom
 import pytest
-from conftest import filled_model, tiny_config
 from dicom_files import hounsfield, write_series
 
-from galip_hf import GalipImageProcessor, GalipPipeline
+from galip_hf import GalipPipeline
 from galip_hf.cli import main
 from galip_hf.data.scans import read_scan
 
@@ -18,12 +17,8 @@ AFFINE = np.diag([2.0, 2.0, 3.0, 1.0])
 
 
 @pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    directory = tmp_path_factory.mktemp("model") / "tiny"
-    config = tiny_config()
-    filled_model(config).save_pretrained(directory)
-    GalipImageProcessor.from_config(config).save_pretrained(directory)
-    return directory
+def model(model_directory: Path) -> Path:
+    return model_directory
 
 
 def translate(*arguments: object) -> int:
