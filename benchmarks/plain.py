@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from galip_hf import GalipForImageTranslation
@@ -26,11 +26,12 @@ from galip_hf.discriminator import GalipDiscriminator, GalipHead, SpectralNormLi
 from galip_hf.losses import adversarial_discriminator_loss, class_token_loss, clip_loss
 from galip_hf.modeling_galip import (
     GalipAttention,
+    GalipDecoderLevel,
+    GalipGroupNorm,
     GalipResidualBlock,
     GalipTransformerBlock,
     GalipTranslationOutput,
 )
-from galip_hf.norm_silu_convolution import resampled
 from galip_hf.training_args import GalipTrainingArguments
 from galip_hf.training_step import UnpairedBatch
 
@@ -51,12 +52,35 @@ def einsum_attention(self: GalipAttention, hidden_states: Tensor, context: Tenso
     return self.output(attended.permute(0, 2, 1, 3).reshape(batch, length, width))
 
 
+def plain_resampled(hidden_states: Tensor, resample: str | None) -> Tensor:
+    """Average pooling, or each pixel four times."""
+    if resample == "down":
+        return F.avg_pool2d(hidden_states, 2)
+    if resample == "up":
+        return F.interpolate(hidden_states, scale_factor=2, mode="nearest")
+    return hidden_states
+
+
 def plain_residual(self: GalipResidualBlock, hidden_states: Tensor, label_embedding: Tensor) -> Tensor:
-    """`GalipResidualBlock.forward`, operation by operation."""
-    residual = self.skip(resampled(hidden_states, self.resample))
-    hidden_states = self.conv_in(resampled(F.silu(self.norm_in(hidden_states)), self.resample))
+    """`GalipResidualBlock.forward`, operation by operation, of all its input channels."""
+    residual = self.skip(plain_resampled(hidden_states, self.resample))
+    hidden_states = self.conv_in(plain_resampled(F.silu(self.norm_in(hidden_states)), self.resample))
     hidden_states = hidden_states + self.label_projection(label_embedding)[:, :, None, None]
     return residual + self.conv_out(F.silu(self.norm_out(hidden_states)))
+
+
+def plain_decoder_level(
+    self: GalipDecoderLevel,
+    hidden_states: Tensor,
+    skips: list[Tensor],
+    label_embedding: Tensor,
+    prompt_states: Tensor,
+) -> Tensor:
+    """`GalipDecoderLevel.forward`: each block on the concatenation with the next skip."""
+    for block in self.blocks:
+        hidden_states = torch.cat([hidden_states, skips.pop()], dim=1)
+        hidden_states = block(hidden_states, label_embedding, prompt_states)
+    return hidden_states if self.upsample is None else self.upsample(hidden_states, label_embedding)
 
 
 def plain_forward(
@@ -85,17 +109,22 @@ def recomputed_block(self: GalipTransformerBlock, hidden_states: Tensor, prompt_
     return checkpoint(forward, hidden_states, prompt_states, use_reentrant=False)
 
 
+PLAIN_FORWARDS: dict[type[nn.Module], Any] = {
+    GalipAttention: einsum_attention,
+    GalipDecoderLevel: plain_decoder_level,
+    GalipGroupNorm: nn.GroupNorm.forward,
+    GalipResidualBlock: plain_residual,
+    GalipTransformerBlock: recomputed_block,
+    GalipForImageTranslation: plain_forward,
+}
+
+
 def plain_generator(model: GalipForImageTranslation) -> GalipForImageTranslation:
-    """A copy of a generator with the plain attention and residual blocks."""
+    """A copy of a generator that computes in the plain form."""
     model = copy.deepcopy(model)
-    model.forward = types.MethodType(plain_forward, model)  # type: ignore[method-assign]
     for module in model.modules():
-        if isinstance(module, GalipAttention):
-            module.forward = types.MethodType(einsum_attention, module)  # type: ignore[method-assign]
-        elif isinstance(module, GalipResidualBlock):
-            module.forward = types.MethodType(plain_residual, module)  # type: ignore[method-assign]
-        elif isinstance(module, GalipTransformerBlock):
-            module.forward = types.MethodType(recomputed_block, module)  # type: ignore[method-assign]
+        if type(module) in PLAIN_FORWARDS:
+            module.forward = types.MethodType(PLAIN_FORWARDS[type(module)], module)  # type: ignore[method-assign]
     return model
 
 

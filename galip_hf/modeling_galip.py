@@ -13,7 +13,7 @@ import importlib
 import json
 import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pickle import PickleError
@@ -32,19 +32,12 @@ from transformers.utils import ModelOutput
 
 from .configuration_galip import GalipConfig
 from .errors import GalipError
-from .norm_silu_convolution import norm_silu_convolution, resampled
+from .norm_silu_convolution import channels_last, norm_silu_convolution, resampled
 
 # What the cross-attentions see of a prompt: its states (B, L, width) or, ready for each of them, its keys and
 # values (1, heads, L, d), which depend on nothing else.
 KeysAndValues = tuple[Tensor, Tensor]
 Prompt = Tensor | Mapping[nn.Module, KeysAndValues]
-
-CACHED_ELEMENTS = 2**18  # 1 MB of float32: it stays in a core's cache between two passes
-
-
-def _is_channels_last(images: Tensor) -> bool:
-    return images.is_contiguous(memory_format=torch.channels_last) and not images.is_contiguous()
-
 
 # What is wrong with the files or with the Hub comes in many kinds; a wrong argument is a TypeError.
 _LOADING_ERRORS = (SafetensorError, OSError, ValueError, RuntimeError, HTTPError, PickleError, EOFError)
@@ -113,44 +106,16 @@ class GalipTarget:
 
 
 class GalipGroupNorm(nn.GroupNorm):
-    """GroupNorm, in float32 at least: under autocast and with weights of a lower precision too.
+    """GroupNorm, in float32 at least: under autocast and with weights of a lower precision too."""
 
-    On the CPU `F.group_norm` computes the variance of channels_last images in one pass and loses it where the
-    mean is large (by 0.5 at mean / deviation = 100); here it is computed in two.
-    """
-
-    def forward(self, hidden_states: Tensor, silu: bool = False) -> Tensor:
-        """(B, C, H, W) -> (B, C, H, W), of the input's type and layout; followed by a SiLU if asked for."""
+    def forward(self, hidden_states: Tensor) -> Tensor:
+        """(B, C, H, W) -> (B, C, H, W), of the input's type; channels_last."""
         precise = torch.promote_types(hidden_states.dtype, torch.float32)
         weight, bias = self.weight.to(precise), self.bias.to(precise)
-        images = hidden_states.to(precise)
-        if torch.is_grad_enabled() or not _is_channels_last(images):
-            normalized = F.group_norm(images.contiguous(), self.num_groups, weight, bias, self.eps)
-            normalized = F.silu(normalized, inplace=not torch.is_grad_enabled()) if silu else normalized
-        else:
-            normalized = self._channels_last(images, weight, bias, silu)
-        return normalized.to(hidden_states.dtype)
-
-    def _channels_last(self, images: Tensor, weight: Tensor, bias: Tensor, silu: bool) -> Tensor:
-        """Without gradients, some rows at a time: so what is read twice or thrice stays in the cache."""
-        batch, channels, height, width = images.shape
-
-        def of_groups(values: Tensor) -> Tensor:  # means (B, C) to those of their groups, (B, C, 1, 1)
-            means = values.view(batch, self.num_groups, -1).mean(dim=2)
-            return means.repeat_interleave(channels // self.num_groups, dim=1)[:, :, None, None]
-
-        parts = images.split(max(1, CACHED_ELEMENTS // (batch * channels * width)), dim=2)
-        mean = of_groups(images.mean(dim=(2, 3)))
-        squares = sum((part - mean).square_().sum(dim=(2, 3)) for part in parts)
-        variance = of_groups(squares / (height * width))
-        scale = weight[:, None, None] * torch.rsqrt(variance + self.eps)
-        shift = bias[:, None, None] - mean * scale
-        normalized = torch.empty_like(images)
-        for part, output in zip(parts, normalized.split(parts[0].shape[2], dim=2), strict=True):
-            torch.addcmul(shift, part, scale, out=output)
-            if silu:
-                F.silu(output, inplace=True)
-        return normalized
+        # Contiguous: in channels_last `F.group_norm` loses the variance on the CPU where the mean is large.
+        images = hidden_states.to(precise).contiguous()
+        normalized = F.group_norm(images, self.num_groups, weight, bias, self.eps)
+        return channels_last(normalized.to(hidden_states.dtype))
 
 
 class GalipLayerNorm(nn.LayerNorm):
@@ -168,7 +133,7 @@ class GalipResidualBlock(nn.Module):
     """GroupNorm, SiLU, convolution, label added, GroupNorm, SiLU, convolution; a skip over all.
 
     With `resample`, height and width are halved (average) or doubled (nearest) before the first convolution
-    and on the skip.
+    and on the skip. With `skip_channels`, the input is a feature map and one of the encoder's behind it.
     """
 
     def __init__(
@@ -177,25 +142,57 @@ class GalipResidualBlock(nn.Module):
         in_channels: int,
         out_channels: int,
         resample: Literal["down", "up"] | None = None,
+        skip_channels: int = 0,
     ) -> None:
         super().__init__()
-        self.resample = resample
+        self.resample, self.in_channels = resample, in_channels
+        channels = in_channels + skip_channels
+        # Where no group of the norm reaches across both, each half can be computed on its own.
+        self.takes_parts = (
+            skip_channels > 0
+            and in_channels % (channels // config.norm_groups) == 0
+            and channels != out_channels
+        )
         # With one channel a group the next norm takes the label, one number a channel, off again.
         self.takes_label = out_channels != config.norm_groups
-        self.norm_in = GalipGroupNorm(config.norm_groups, in_channels, eps=1e-5)
-        self.conv_in = nn.Conv2d(in_channels, out_channels, 3, padding=1)
+        self.norm_in = GalipGroupNorm(config.norm_groups, channels, eps=1e-5)
+        self.conv_in = nn.Conv2d(channels, out_channels, 3, padding=1)
         self.label_projection = nn.Linear(config.label_width, out_channels)
         self.norm_out = GalipGroupNorm(config.norm_groups, out_channels, eps=1e-5)
         self.conv_out = nn.Conv2d(out_channels, out_channels, 3, padding=1)
-        self.skip = nn.Conv2d(in_channels, out_channels, 1) if in_channels != out_channels else nn.Identity()
+        self.skip = nn.Conv2d(channels, out_channels, 1) if channels != out_channels else nn.Identity()
 
-    def forward(self, hidden_states: Tensor, label_embedding: Tensor | None) -> Tensor:
+    def of_skip(self, skip: Tensor) -> tuple[Tensor, ...]:
+        """All that the block computes of the encoder's feature map alone, the same for every target.
+
+        Args:
+            skip: (B, skip_channels, H, W).
+
+        Returns:
+            Its part of the first convolution and of the skip, two (B, C_out, H, W); or, where it has none,
+            the map itself.
+        """
+        return self._parts(skip, slice(self.in_channels, None)) if self.takes_parts else (skip,)
+
+    def _parts(self, inputs: Tensor, channels: slice) -> tuple[Tensor, Tensor]:
+        residual = resampled(inputs, self.resample)
+        if isinstance(self.skip, nn.Conv2d):
+            bias = None if channels.start else self.skip.bias
+            residual = F.conv2d(residual, self.skip.weight[:, channels], bias)
+        return norm_silu_convolution(self.norm_in, self.conv_in, inputs, self.resample, channels), residual
+
+    def forward(self, hidden_states: Tensor, label_embedding: Tensor | None, *of_skip: Tensor) -> Tensor:
         """(B, C_in, H, W), SiLU of the label's embedding (B, label_width) -> (B, C_out, H', W').
 
-        No label is needed where it makes no difference.
+        No label is needed where it makes no difference. `of_skip` as the function of that name returns it.
         """
-        residual = self.skip(resampled(hidden_states, self.resample))
-        hidden_states = norm_silu_convolution(self.norm_in, self.conv_in, hidden_states, self.resample)
+        channels = slice(None, self.in_channels)
+        if len(of_skip) == 1:
+            hidden_states, channels = torch.cat([hidden_states, *of_skip], dim=1), slice(None)
+        hidden_states, residual = self._parts(hidden_states, channels)
+        if len(of_skip) == 2:
+            hidden_states += of_skip[0]
+            residual += of_skip[1]
         if self.takes_label:
             hidden_states += self.label_projection(label_embedding)[:, :, None, None]
         hidden_states = norm_silu_convolution(self.norm_out, self.conv_out, hidden_states)
@@ -285,15 +282,23 @@ class GalipSpatialTransformer(nn.Module):
 class GalipBlock(GradientCheckpointingLayer):
     """A residual block and, at the rates that have attention, a spatial transformer."""
 
-    def __init__(self, config: GalipConfig, in_channels: int, out_channels: int, rate: int) -> None:
+    def __init__(
+        self, config: GalipConfig, in_channels: int, out_channels: int, rate: int, skip_channels: int = 0
+    ) -> None:
         super().__init__()
-        self.residual = GalipResidualBlock(config, in_channels, out_channels)
+        self.residual = GalipResidualBlock(config, in_channels, out_channels, skip_channels=skip_channels)
         has_attention = rate in config.attention_rates
         self.transformer = GalipSpatialTransformer(config, out_channels) if has_attention else None
 
-    def forward(self, hidden_states: Tensor, label_embedding: Tensor | None, prompt: Prompt | None) -> Tensor:
+    def forward(
+        self,
+        hidden_states: Tensor,
+        label_embedding: Tensor | None,
+        prompt: Prompt | None,
+        *of_skip: Tensor,
+    ) -> Tensor:
         """(B, C_in, H, W) -> (B, C_out, H, W)."""
-        hidden_states = self.residual(hidden_states, label_embedding)
+        hidden_states = self.residual(hidden_states, label_embedding, *of_skip)
         if self.transformer is not None:
             hidden_states = self.transformer(hidden_states, prompt)
         return hidden_states
@@ -335,18 +340,17 @@ class GalipDecoderLevel(nn.Module):
         channels = config.level_channels[level]
         widths = [in_channels] + [channels] * (len(skip_channels) - 1)
         self.blocks = nn.ModuleList(
-            GalipBlock(config, width + skip, channels, 2**level)
+            GalipBlock(config, width, channels, 2**level, skip)
             for width, skip in zip(widths, skip_channels, strict=True)
         )
         self.upsample = GalipResidualBlock(config, channels, channels, resample="up") if level else None
 
     def forward(
-        self, hidden_states: Tensor, skips: list[Tensor], label_embedding: Tensor, prompt: Prompt
+        self, hidden_states: Tensor, skips: list[tuple[Tensor, ...]], label_embedding: Tensor, prompt: Prompt
     ) -> Tensor:
         """(B, C_in, H, W) -> (B, C, H', W'); every block takes the last of `skips` off the list."""
         for block in self.blocks:
-            hidden_states = torch.cat([hidden_states, skips.pop()], dim=1)
-            hidden_states = block(hidden_states, label_embedding, prompt)
+            hidden_states = block(hidden_states, label_embedding, prompt, *skips.pop())
         if self.upsample is not None:
             hidden_states = self.upsample(hidden_states, label_embedding)
         return hidden_states
@@ -622,22 +626,28 @@ class GalipForImageTranslation(GalipPreTrainedModel):
         translation = self.decode(self.encode(pixel_values), labels, prompt_states)
         return GalipTranslationOutput(translation=translation[..., :height, :width])
 
-    def encode(
-        self, pixel_values: Tensor, layout: torch.memory_format = torch.contiguous_format
-    ) -> list[Tensor]:
-        """The part of the encoder, `config.shared_levels`, that is the same for every target.
+    def encode(self, pixel_values: Tensor) -> list[Tensor]:
+        """All that is the same for every target: the encoder's `config.shared_levels`, and what the decoder
+        makes of their feature maps alone.
 
         Args:
             pixel_values: (B, 1, H, W) float in [0, 1].
-            layout: in memory, of these features and of all that is made of them.
 
         Returns:
-            The outputs of the first convolution and of each block, (B, C, H', W').
+            The feature map of these levels, and for each map that the decoder takes of them its
+            `GalipResidualBlock.of_skip`; (B, C, H', W'), channels_last.
         """
-        skips = [self.conv_in(self._pad(pixel_values)).contiguous(memory_format=layout)]
+        # Of one channel, both layouts are the same memory: the strides tell which is meant.
+        images = self._pad(pixel_values)[:, 0, :, :, None].permute(0, 3, 1, 2)
+        skips = [channels_last(self.conv_in(images))]
         for level in self.encoder[: self.config.shared_levels]:
             skips += level(skips[-1], None, None)
-        return skips
+        takers = self._takers_of_skips()
+        return [skips[-1], *(part for skip in skips for part in next(takers).of_skip(skip))]
+
+    def _takers_of_skips(self) -> Iterator[GalipResidualBlock]:
+        """The decoder's blocks in the order in which the encoder makes what they take."""
+        return (block.residual for level in reversed(self.decoder) for block in reversed(level.blocks))
 
     def decode(self, features: Sequence[Tensor], labels: Tensor, prompt: Prompt) -> Tensor:
         """The rest of the network: `forward` is `decode(encode(...))`, without the padding.
@@ -689,9 +699,7 @@ class GalipForImageTranslation(GalipPreTrainedModel):
         """
         self._check_pixel_values(pixel_values)
         height, width = pixel_values.shape[-2:]
-        # Convolutions are faster in channels_last; the backward passes of the norms are not.
-        layout = torch.contiguous_format if torch.is_grad_enabled() else torch.channels_last
-        features = self.encode(pixel_values, layout)
+        features = self.encode(pixel_values)
         return [
             self._decode(features, target.label_embedding, target.prompt)[..., :height, :width]
             for target in targets
@@ -705,10 +713,17 @@ class GalipForImageTranslation(GalipPreTrainedModel):
         return F.pad(pixel_values, (0, right, 0, bottom), mode="replicate")
 
     def _decode(self, features: Sequence[Tensor], label_embedding: Tensor, prompt: Prompt) -> Tensor:
-        skips = list(features)
+        hidden_states, *parts = features
+        takers = self._takers_of_skips()
+        skips: list[tuple[Tensor, ...]] = []
+        while parts:
+            number = 2 if next(takers).takes_parts else 1
+            skips.append(tuple(parts[:number]))
+            del parts[:number]
         for level in self.encoder[self.config.shared_levels :]:
-            skips += level(skips[-1], label_embedding, prompt)
-        hidden_states = skips[-1]
+            for skip in level(hidden_states, label_embedding, prompt):
+                skips.append(next(takers).of_skip(skip))
+                hidden_states = skip
         hidden_states = self.middle(hidden_states, label_embedding, prompt)
         for level in self.decoder:
             hidden_states = level(hidden_states, skips, label_embedding, prompt)

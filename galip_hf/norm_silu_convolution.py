@@ -1,8 +1,8 @@
 """GroupNorm, SiLU, resampling and convolution as one operation that keeps its input alone for its gradient.
 
-Composed of PyTorch's own functions, the three store four feature maps for the backward pass; and at full
-resolution writing them to memory costs about as much as computing them. Here the normalised and the activated
-map live in the cache for a moment, and are computed again in the backward pass.
+Composed of PyTorch's own functions, they store four feature maps for the backward pass; and at full resolution
+writing them to memory costs about as much as computing them. Here the normalised and the activated map live in
+the cache for a moment, and are computed again in the backward pass. All maps are channels_last.
 """
 
 from typing import Any, Literal
@@ -12,9 +12,16 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from .group_norm import group_norm_gradients, group_statistics, scale_and_shift
+
 Resample = Literal["down", "up"] | None
 
 _aten = torch.ops.aten
+
+
+def channels_last(images: Tensor) -> Tensor:
+    """(B, C, H, W), in the layout in which convolutions are fastest."""
+    return images.contiguous(memory_format=torch.channels_last)
 
 
 def resampled(hidden_states: Tensor, resample: Resample) -> Tensor:
@@ -27,13 +34,49 @@ def resampled(hidden_states: Tensor, resample: Resample) -> Tensor:
     return hidden_states
 
 
-def _resampled_gradient(gradient: Tensor, resample: Resample) -> Tensor:
-    """The adjoint of `resampled`: an average spreads its gradient evenly, repetitions add theirs up."""
-    if resample == "down":
-        return F.interpolate(gradient, scale_factor=2, mode="nearest").mul_(0.25)
+def _doubling(like: Tensor) -> Tensor:
+    """(9, 16): how the weights of a 3 x 3 kernel on doubled pixels add up to 4 x 4 of a transposed convolution."""
+    along_one = like.new_zeros(3, 4)
+    along_one[[2, 2, 1, 1, 0, 0], [0, 1, 1, 2, 2, 3]] = 1
+    return torch.kron(along_one, along_one)
+
+
+def _doubling_kernel(weight: Tensor) -> Tensor:
+    """(O, I, 3, 3) -> (I, O, 4, 4), of the transposed convolution that doubles and convolves at once.
+
+    Each doubled pixel's nine weights fall on four pixels of the input: 4/9 of the multiplications.
+    """
+    kernel = weight.transpose(0, 1).flatten(2) @ _doubling(weight)
+    return kernel.unflatten(2, (4, 4))
+
+
+def _doubling_kernel_gradient(gradient: Tensor) -> Tensor:
+    """(I, O, 4, 4) -> (O, I, 3, 3): the adjoint of `_doubling_kernel`."""
+    return (gradient.flatten(2) @ _doubling(gradient).T).unflatten(2, (3, 3)).transpose(0, 1)
+
+
+def _convolution(images: Tensor, weight: Tensor, bias: Tensor | None, resample: Resample) -> Tensor:
+    """`conv2d(resampled(images, resample), weight, bias, padding=1)`."""
     if resample == "up":
-        return resampled(gradient, "down").mul_(4)
-    return gradient
+        return F.conv_transpose2d(images, _doubling_kernel(weight), bias, stride=2, padding=1)
+    return F.conv2d(resampled(images, resample), weight, bias, padding=1)
+
+
+def _convolution_gradients(
+    gradient: Tensor, images: Tensor, weight: Tensor, has_bias: bool, resample: Resample
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Of `_convolution`, with respect to images, weight and bias."""
+    is_up = resample == "up"
+    of_images, of_weight, of_bias = _aten.convolution_backward(
+        gradient, images if is_up else resampled(images, resample),
+        _doubling_kernel(weight) if is_up else weight, [len(weight)],
+        [2, 2] if is_up else [1, 1], [1, 1], [1, 1], is_up, [0, 0], 1, [True, True, has_bias],
+    )  # fmt: skip
+    if is_up:
+        of_weight = _doubling_kernel_gradient(of_weight)
+    if resample == "down":  # an average spreads its gradient evenly
+        of_images = F.interpolate(of_images, scale_factor=2, mode="nearest").mul_(0.25)
+    return of_images, of_weight, of_bias
 
 
 class NormSiluConvolution(torch.autograd.Function):
@@ -49,7 +92,7 @@ class NormSiluConvolution(torch.autograd.Function):
         norm_weight: Tensor,
         norm_bias: Tensor,
         weight: Tensor,
-        bias: Tensor,
+        bias: Tensor | None,
         groups: int,
         eps: float,
         resample: Resample,
@@ -57,43 +100,46 @@ class NormSiluConvolution(torch.autograd.Function):
         kind = inputs.device.type
         is_autocast = torch.is_autocast_enabled(kind)
         ctx.dtype = torch.get_autocast_dtype(kind) if is_autocast else inputs.dtype
-        ctx.groups, ctx.eps, ctx.resample = groups, eps, resample
-        ctx.save_for_backward(inputs, norm_weight, norm_bias, weight, bias)
+        ctx.groups, ctx.resample = groups, resample
         with torch.autocast(kind, enabled=False):
-            normalised, _, _ = _normalise(inputs, norm_weight, norm_bias, groups, eps)
-            activated = F.silu(normalised, inplace=True)
-            return F.conv2d(
-                resampled(activated, resample).to(ctx.dtype),
-                weight.to(ctx.dtype),
-                bias.to(ctx.dtype),
-                padding=1,
+            images = _precise(inputs)
+            statistics = group_statistics(images, groups, eps)
+            ctx.save_for_backward(inputs, norm_weight, norm_bias, weight, bias, *statistics)
+            normalised = _normalise(images, *statistics, norm_weight, norm_bias)
+            return channels_last(
+                _convolution(
+                    F.silu(normalised, inplace=True).to(ctx.dtype),
+                    weight.to(ctx.dtype),
+                    None if bias is None else bias.to(ctx.dtype),
+                    resample,
+                )
             )
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        inputs, norm_weight, norm_bias, weight, bias = ctx.saved_tensors
-        dtype, inputs = inputs.dtype, _precise(inputs)
-        normalised, mean, deviation = _normalise(inputs, norm_weight, norm_bias, ctx.groups, ctx.eps)
-        activated = resampled(F.silu(normalised), ctx.resample).to(ctx.dtype)
-        gradient, of_weight, of_bias = _aten.convolution_backward(
-            gradient.contiguous(), activated, weight.to(ctx.dtype), [len(bias)],
-            [1, 1], [1, 1], [1, 1], False, [0, 0], 1, [True, True, True],
-        )  # fmt: skip
-        del activated
-        gradient = _resampled_gradient(gradient.to(inputs.dtype), ctx.resample)
+        inputs, norm_weight, norm_bias, weight, bias, *statistics = ctx.saved_tensors
+        images = _precise(inputs)
+        normalised = _normalise(images, *statistics, norm_weight, norm_bias)
+        gradient, of_weight, of_bias = _convolution_gradients(
+            channels_last(gradient),
+            F.silu(normalised).to(ctx.dtype),
+            weight.to(ctx.dtype),
+            bias is not None,
+            ctx.resample,
+        )
+        gradient = channels_last(gradient.to(images.dtype))
         gradient = _aten.silu_backward.grad_input(gradient, normalised, grad_input=gradient)
-        batch, channels, height, width = inputs.shape
-        gradient, of_norm_weight, of_norm_bias = _aten.native_group_norm_backward(
-            gradient, inputs, mean, deviation, norm_weight.to(inputs.dtype),
-            batch, channels, height * width, ctx.groups, [True, True, True],
-        )  # fmt: skip
+        del normalised
+        gradient, of_norm_weight, of_norm_bias = group_norm_gradients(
+            gradient, images, *statistics, norm_weight.to(images.dtype), ctx.groups
+        )
         return (
-            gradient.to(dtype),
+            gradient.to(inputs.dtype),
             of_norm_weight.to(norm_weight.dtype),
             of_norm_bias.to(norm_bias.dtype),
             of_weight.to(weight.dtype),
-            of_bias.to(bias.dtype),
+            None if bias is None else of_bias.to(bias.dtype),
             None,
             None,
             None,
@@ -101,42 +147,46 @@ class NormSiluConvolution(torch.autograd.Function):
 
 
 def _precise(inputs: Tensor) -> Tensor:
-    return inputs.to(torch.promote_types(inputs.dtype, torch.float32)).contiguous()
+    return channels_last(inputs.to(torch.promote_types(inputs.dtype, torch.float32)))
 
 
-def _normalise(
-    inputs: Tensor, weight: Tensor, bias: Tensor, groups: int, eps: float
-) -> tuple[Tensor, Tensor, Tensor]:
-    """GroupNorm in float32 at least; the result, mean and inverse deviation of each sample and group."""
-    inputs = _precise(inputs)
-    batch, channels, height, width = inputs.shape
-    result: tuple[Tensor, Tensor, Tensor] = _aten.native_group_norm(
-        inputs, weight.to(inputs.dtype), bias.to(inputs.dtype),
-        batch, channels, height * width, groups, eps,
-    )  # fmt: skip
-    return result
+def _normalise(images: Tensor, mean: Tensor, inverse: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    scale, shift = scale_and_shift(mean, inverse, weight.to(images.dtype), bias.to(images.dtype))
+    return torch.addcmul(shift, images, scale)
 
 
 def norm_silu_convolution(
-    norm: nn.GroupNorm, conv: nn.Conv2d, inputs: Tensor, resample: Resample = None
+    norm: nn.GroupNorm,
+    conv: nn.Conv2d,
+    inputs: Tensor,
+    resample: Resample = None,
+    channels: slice = slice(None),
 ) -> Tensor:
     """`conv(resampled(silu(norm(inputs)), resample))`.
 
     Args:
-        norm: `GalipGroupNorm` over the input's channels.
+        norm: over the input's channels.
         conv: 3 x 3 with padding 1 and a bias.
         inputs: (B, C_in, H, W).
+        channels: of norm and convolution, whole groups, if `inputs` are not all of them. The results of all
+            parts add up to that of the whole; the bias is in the first one's.
 
     Returns:
-        (B, C_out, H', W'); nothing else refers to it, so that it may be changed in place.
+        (B, C_out, H', W'), channels_last; nothing else refers to it, so that it may be changed in place.
     """
-    if torch.is_grad_enabled() and not torch.compiler.is_compiling():
-        result: Tensor = NormSiluConvolution.apply(
-            inputs, norm.weight, norm.bias, conv.weight, conv.bias, norm.num_groups, norm.eps, resample
+    groups = norm.num_groups * inputs.shape[1] // norm.num_channels
+    norm_weight, norm_bias, weight = norm.weight[channels], norm.bias[channels], conv.weight[:, channels]
+    bias = None if channels.start else conv.bias
+    if torch.compiler.is_compiling():
+        precise = inputs.to(torch.promote_types(inputs.dtype, torch.float32)).contiguous()
+        normalised = F.group_norm(
+            precise, groups, norm_weight.to(precise.dtype), norm_bias.to(precise.dtype), norm.eps
         )
-        return result
-    output: Tensor = conv(resampled(norm(inputs, silu=True), resample))
-    return output
+        return _convolution(F.silu(normalised).to(inputs.dtype), weight, bias, resample)
+    result: Tensor = NormSiluConvolution.apply(
+        inputs, norm_weight, norm_bias, weight, bias, groups, norm.eps, resample
+    )
+    return result
 
 
-__all__ = ["norm_silu_convolution", "resampled"]
+__all__ = ["channels_last", "norm_silu_convolution", "resampled"]
