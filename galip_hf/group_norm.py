@@ -1,9 +1,9 @@
 """GroupNorm of channels_last feature maps: its statistics and its gradients.
 
-Convolutions on the CPU are faster in channels_last. PyTorch's GroupNorm is not fit for it there: it computes the
-variance in one pass and loses it where the mean is large (by 0.5 at mean / deviation = 100), and its backward
-pass is 5 to 19 times slower than in the contiguous layout. The kernels of BatchNorm are fit: of one sample they
-give the sums of each channel, and a group is some channels.
+Convolutions on the CPU are faster in channels_last. PyTorch's GroupNorm is not fit for it there: it computes
+the variance in one pass and loses it where the mean is large (by 0.5 at mean / deviation = 100), and its
+backward pass is 5 to 19 times slower than in the contiguous layout. The kernels of BatchNorm are fit: of one
+sample they give the sums of each channel, and a group is some channels.
 """
 
 import torch
@@ -32,12 +32,18 @@ def group_statistics(images: Tensor, groups: int, eps: float) -> tuple[Tensor, T
     means, variances = (values.unflatten(1, (groups, -1)) for values in (means, variances))
     mean = means.mean(dim=2, keepdim=True)
     inverse = torch.rsqrt((variances + (means - mean).square()).mean(dim=2, keepdim=True) + eps)
-    return mean.expand_as(means).flatten(1), inverse.expand_as(means).flatten(1)
+    # The kernel of the gradients reads them as they lie in memory.
+    mean, inverse = (values.expand_as(means).flatten(1).contiguous() for values in (mean, inverse))
+    return mean, inverse
+
+
+def _is_cpu(images: Tensor) -> bool:
+    return images.device.type == "cpu"
 
 
 def _channel_statistics(images: Tensor) -> tuple[Tensor, Tensor]:
     """Mean and variance of each sample and channel, two (B, C)."""
-    if images.device.type != "cpu":
+    if not _is_cpu(images):
         variance, mean = torch.var_mean(images, dim=(2, 3), correction=0)
         return mean, variance
     height, width = images.shape[-2:]
@@ -64,10 +70,8 @@ def _statistics_by_parts(sample: Tensor) -> tuple[Tensor, Tensor]:
     return mean, shares @ (torch.stack(variances) + (torch.stack(centres) - mean).square())
 
 
-def scale_and_shift(
-    mean: Tensor, inverse: Tensor, weight: Tensor, bias: Tensor
-) -> tuple[Tensor, Tensor]:
-    """The norm as `shift + images * scale`, two (B, C, 1, 1); from `group_statistics`, weight and bias (C,)."""
+def scale_and_shift(mean: Tensor, inverse: Tensor, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
+    """The norm as `shift + images * scale`, two (B, C, 1, 1): of `group_statistics`, weight and bias (C,)."""
     scale = inverse * weight
     return scale[:, :, None, None], (bias - mean * scale)[:, :, None, None]
 
@@ -97,7 +101,7 @@ def group_norm_gradients(
 
 def _channel_sums(gradient: Tensor, images: Tensor, mean: Tensor, inverse: Tensor) -> tuple[Tensor, Tensor]:
     """Sums over the pixels of gradient times normalised image, and of the gradient; two (B, C)."""
-    if images.device.type != "cpu":
+    if not _is_cpu(images):
         centred = (images - mean[:, :, None, None]) * gradient
         return centred.sum(dim=(2, 3)) * inverse, gradient.sum(dim=(2, 3))
     sums = [

@@ -17,7 +17,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pickle import PickleError
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 import torch.nn.functional as F
@@ -148,11 +148,7 @@ class GalipResidualBlock(nn.Module):
         self.resample, self.in_channels = resample, in_channels
         channels = in_channels + skip_channels
         # Where no group of the norm reaches across both, each half can be computed on its own.
-        self.takes_parts = (
-            skip_channels > 0
-            and in_channels % (channels // config.norm_groups) == 0
-            and channels != out_channels
-        )
+        self.takes_parts = skip_channels > 0 and in_channels % (channels // config.norm_groups) == 0
         # With one channel a group the next norm takes the label, one number a channel, off again.
         self.takes_label = out_channels != config.norm_groups
         self.norm_in = GalipGroupNorm(config.norm_groups, channels, eps=1e-5)
@@ -647,7 +643,8 @@ class GalipForImageTranslation(GalipPreTrainedModel):
 
     def _takers_of_skips(self) -> Iterator[GalipResidualBlock]:
         """The decoder's blocks in the order in which the encoder makes what they take."""
-        return (block.residual for level in reversed(self.decoder) for block in reversed(level.blocks))
+        blocks = [block for level in self.decoder for block in cast("GalipDecoderLevel", level).blocks]
+        return (cast("GalipBlock", block).residual for block in reversed(blocks))
 
     def decode(self, features: Sequence[Tensor], labels: Tensor, prompt: Prompt) -> Tensor:
         """The rest of the network: `forward` is `decode(encode(...))`, without the padding.

@@ -1,8 +1,8 @@
 """GroupNorm, SiLU, resampling and convolution as one operation that keeps its input alone for its gradient.
 
-Composed of PyTorch's own functions, they store four feature maps for the backward pass; and at full resolution
-writing them to memory costs about as much as computing them. Here the normalised and the activated map live in
-the cache for a moment, and are computed again in the backward pass. All maps are channels_last.
+Composed of PyTorch's own functions, they store four feature maps for the backward pass; and at full
+resolution writing them to memory costs about as much as computing them. Here the normalised and the activated
+map live in the cache for a moment, and are computed again in the backward pass. All maps are channels_last.
 """
 
 from typing import Any, Literal
@@ -35,7 +35,7 @@ def resampled(hidden_states: Tensor, resample: Resample) -> Tensor:
 
 
 def _doubling(like: Tensor) -> Tensor:
-    """(9, 16): how the weights of a 3 x 3 kernel on doubled pixels add up to 4 x 4 of a transposed convolution."""
+    """(9, 16): how 3 x 3 weights on doubled pixels add up to 4 x 4 of a transposed convolution."""
     along_one = like.new_zeros(3, 4)
     along_one[[2, 2, 1, 1, 0, 0], [0, 1, 1, 2, 2, 3]] = 1
     return torch.kron(along_one, along_one)
@@ -103,9 +103,9 @@ class NormSiluConvolution(torch.autograd.Function):
         ctx.groups, ctx.resample = groups, resample
         with torch.autocast(kind, enabled=False):
             images = _precise(inputs)
-            statistics = group_statistics(images, groups, eps)
-            ctx.save_for_backward(inputs, norm_weight, norm_bias, weight, bias, *statistics)
-            normalised = _normalise(images, *statistics, norm_weight, norm_bias)
+            mean, inverse = group_statistics(images, groups, eps)
+            ctx.save_for_backward(inputs, norm_weight, norm_bias, weight, bias, mean, inverse)
+            normalised = _normalise(images, mean, inverse, norm_weight, norm_bias)
             return channels_last(
                 _convolution(
                     F.silu(normalised, inplace=True).to(ctx.dtype),
@@ -118,9 +118,9 @@ class NormSiluConvolution(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        inputs, norm_weight, norm_bias, weight, bias, *statistics = ctx.saved_tensors
+        inputs, norm_weight, norm_bias, weight, bias, mean, inverse = ctx.saved_tensors
         images = _precise(inputs)
-        normalised = _normalise(images, *statistics, norm_weight, norm_bias)
+        normalised = _normalise(images, mean, inverse, norm_weight, norm_bias)
         gradient, of_weight, of_bias = _convolution_gradients(
             channels_last(gradient),
             F.silu(normalised).to(ctx.dtype),
@@ -132,14 +132,14 @@ class NormSiluConvolution(torch.autograd.Function):
         gradient = _aten.silu_backward.grad_input(gradient, normalised, grad_input=gradient)
         del normalised
         gradient, of_norm_weight, of_norm_bias = group_norm_gradients(
-            gradient, images, *statistics, norm_weight.to(images.dtype), ctx.groups
+            gradient, images, mean, inverse, norm_weight.to(images.dtype), ctx.groups
         )
         return (
             gradient.to(inputs.dtype),
             of_norm_weight.to(norm_weight.dtype),
             of_norm_bias.to(norm_bias.dtype),
             of_weight.to(weight.dtype),
-            None if bias is None else of_bias.to(bias.dtype),
+            None if of_bias is None else of_bias.to(bias.dtype),
             None,
             None,
             None,

@@ -10,7 +10,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from galip_hf import GalipError, GalipForImageTranslation
 from galip_hf.inference import occupied, translate_slices
-from galip_hf.modeling_galip import GalipGroupNorm, GalipResidualBlock, GalipSpatialTransformer
+from galip_hf.modeling_galip import GalipResidualBlock, GalipSpatialTransformer
 
 
 @pytest.fixture(scope="module")
@@ -58,52 +58,6 @@ def test_noise_alone_is_air() -> None:
     assert slices.max() > 0.06 and not occupied(slices).any()
     slices[1, 20, 30] = 0.5  # one bright pixel is something
     assert np.any(occupied(slices), axis=(1, 2)).tolist() == [False, True, False]
-
-
-# The norm in channels_last
-
-
-def channels_last(images: torch.Tensor) -> torch.Tensor:
-    return images.contiguous(memory_format=torch.channels_last)
-
-
-@pytest.mark.parametrize("rows_at_a_time", [1, 5, 12])
-@pytest.mark.parametrize("groups", [4, 12])
-@pytest.mark.parametrize("ratio", [0.0, 1.0, 10.0, 100.0, 1000.0])
-def test_the_norm_in_channels_last_is_exact_at_every_mean(
-    ratio: float, groups: int, rows_at_a_time: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The library's own kernel loses the variance there: by 0.5 at mean / deviation = 100, see below."""
-    monkeypatch.setattr("galip_hf.modeling_galip.CACHED_ELEMENTS", rows_at_a_time * 2 * 12 * 40)
-    generator = torch.Generator().manual_seed(0)
-    images = channels_last(2 * (torch.randn(2, 12, 12, 40, generator=generator) + ratio))
-    norm = GalipGroupNorm(groups, 12, eps=1e-5)
-    with torch.no_grad():
-        norm.weight.uniform_(0.5, 1.5, generator=generator)
-        norm.bias.uniform_(-1, 1, generator=generator)
-        parameters = (norm.num_groups, norm.weight.double(), norm.bias.double(), norm.eps)
-        expected = torch.nn.functional.group_norm(images.double().contiguous(), *parameters)
-        found, activated = norm(images), norm(images, silu=True)
-        contiguous = norm(images.contiguous())
-    assert found.is_contiguous(memory_format=torch.channels_last) and contiguous.is_contiguous()
-    tolerance = 3e-6 + 3e-7 * ratio  # the rounding of the input's own values
-    torch.testing.assert_close(found.double(), expected, rtol=0, atol=tolerance)
-    torch.testing.assert_close(contiguous.double(), expected, rtol=0, atol=tolerance)
-    torch.testing.assert_close(activated.double(), torch.nn.functional.silu(expected), rtol=0, atol=tolerance)
-
-
-def test_with_gradients_the_norm_is_exact_in_channels_last_too() -> None:
-    images = (torch.randn(2, 8, 12, 10, generator=torch.Generator().manual_seed(0)) + 500).requires_grad_()
-    norm = GalipGroupNorm(4, 8)
-    gradients = []
-    for given in (images, channels_last(images)):
-        output = norm(given, silu=True)
-        gradients.append((output, *torch.autograd.grad(output.square().mean(), [images, norm.weight])))
-    for plain, other in zip(*gradients, strict=True):
-        torch.testing.assert_close(other, plain, rtol=1e-5, atol=1e-6)
-    precise = torch.nn.functional.group_norm(images.double(), 4, eps=1e-5)
-    expected = torch.nn.functional.silu(precise)
-    torch.testing.assert_close(gradients[1][0].double(), expected, rtol=0, atol=2e-4)
 
 
 def test_translations_are_computed_in_channels_last(model: GalipForImageTranslation) -> None:

@@ -473,8 +473,28 @@ def test_what_the_targets_share_is_computed_once() -> None:
     assert calls == {"shared": 4, "keys": 0}
 
 
+def test_the_decoders_share_of_shared_feature_maps_is_computed_once() -> None:
+    model = filled_model(tiny_config(norm_groups=8))
+    targets = [model.prepare_target(name) for name in ("T1", "T2", "CT")]
+    taker = model.decoder[-1].blocks[-1].residual  # of the finest level's first feature map
+    assert taker.takes_parts
+    parts: list[int] = []
+
+    def counted(module: Any, given: Any) -> None:
+        parts.append(1)
+
+    taker.of_skip, of_skip = (lambda skip: (counted(taker, skip), of_skip(skip))[1]), taker.of_skip
+    with torch.inference_mode():
+        model.translate(images(2, 1, 16, 16), targets)
+    assert len(parts) == 1
+
+
 def test_the_default_model_shares_its_two_finest_levels() -> None:
-    assert GalipConfig().shared_levels == 2
+    """And there all blocks of the decoder but one take their skip in parts."""
+    model = GalipForImageTranslation(GalipConfig())
+    assert model.config.shared_levels == 2
+    takes_parts = [[block.residual.takes_parts for block in level.blocks] for level in model.decoder]
+    assert takes_parts[-1] == [True, True, True] and takes_parts[-2] == [False, True, True]
 
 
 @pytest.mark.parametrize("precision", [torch.bfloat16, torch.float16])

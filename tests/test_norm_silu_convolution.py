@@ -6,8 +6,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 
-from galip_hf.norm_silu_convolution import norm_silu_convolution, resampled
+from galip_hf.norm_silu_convolution import channels_last, norm_silu_convolution, resampled
 
 
 def layers(dtype: torch.dtype) -> tuple[nn.GroupNorm, nn.Conv2d]:
@@ -36,7 +37,45 @@ def test_outputs_and_gradients_are_those_of_the_composed_form(resample: Any, mea
     )
     expected = outputs_and_gradients(lambda x: conv(resampled(F.silu(norm(x)), resample)), inputs, parameters)
     for value, reference in zip(found, expected, strict=True):
-        torch.testing.assert_close(value, reference, rtol=1e-12, atol=1e-12)
+        torch.testing.assert_close(value, reference, rtol=1e-11, atol=1e-11)
+
+
+def test_parts_of_the_channels_add_up_to_the_whole() -> None:
+    norm, conv = layers(torch.float64)
+    inputs = torch.randn(2, 8, 10, 12, dtype=torch.float64)
+    parameters = [*norm.parameters(), *conv.parameters()]
+
+    def by_parts(x: Tensor) -> Tensor:
+        first = norm_silu_convolution(norm, conv, x[:, :6], channels=slice(None, 6))
+        return first + norm_silu_convolution(norm, conv, x[:, 6:], channels=slice(6, None))
+
+    expected = outputs_and_gradients(lambda x: norm_silu_convolution(norm, conv, x), inputs, parameters)
+    found = outputs_and_gradients(by_parts, inputs, parameters)
+    for value, reference in zip(found, expected, strict=True):
+        torch.testing.assert_close(value, reference, rtol=1e-11, atol=1e-11)
+
+
+@pytest.mark.parametrize("resample", [None, "down", "up"])
+def test_all_is_channels_last(resample: Any) -> None:
+    norm, conv = layers(torch.float32)
+    inputs = channels_last(torch.randn(2, 8, 10, 12)).requires_grad_()
+    output = norm_silu_convolution(norm, conv, inputs, resample)
+    (gradient,) = torch.autograd.grad(output.square().sum(), [inputs])
+    assert output.is_contiguous(memory_format=torch.channels_last)
+    assert gradient.is_contiguous(memory_format=torch.channels_last)
+
+
+def test_doubling_takes_four_ninths_of_the_multiplications() -> None:
+    norm, conv = layers(torch.float32)
+    inputs, counts = torch.randn(1, 8, 10, 12), []
+    for call in (
+        lambda: norm_silu_convolution(norm, conv, inputs, "up"),
+        lambda: conv(resampled(inputs, "up")),
+    ):
+        with FlopCounterMode(display=False) as counter, torch.no_grad():
+            call()
+        counts.append(counter.get_flop_counts()["Global"][torch.ops.aten.convolution])
+    assert counts[0] * 9 == counts[1] * 4
 
 
 def test_its_gradient_is_the_numerical_one() -> None:
@@ -48,7 +87,7 @@ def test_its_gradient_is_the_numerical_one() -> None:
 
 def test_it_keeps_its_input_alone() -> None:
     norm, conv = layers(torch.float32)
-    inputs = torch.randn(2, 8, 16, 16, requires_grad=True)
+    inputs = channels_last(torch.randn(2, 8, 16, 16)).requires_grad_()
     kept: list[Tensor] = []
 
     def keep(tensor: Tensor) -> Tensor:
