@@ -10,13 +10,18 @@ import torch
 from torch import Tensor
 
 PART = 2**18  # elements; 1 MB of float32 stays in a core's cache
-FEW = 1024  # pixels; sums of so many lose few digits
+FEW = 4096  # pixels; so few are sooner brought into the other layout, where the library's kernels are good
 
 _aten = torch.ops.aten
 
 
+def channels_last(images: Tensor) -> Tensor:
+    """(B, C, H, W), in the layout in which convolutions are fastest."""
+    return images.contiguous(memory_format=torch.channels_last)
+
+
 def group_statistics(images: Tensor, groups: int, eps: float) -> tuple[Tensor, Tensor]:
-    """Mean and inverse deviation of each channel's group.
+    """Mean and inverse deviation of each group.
 
     Args:
         images: (B, C, H, W), channels_last, float32 or float64.
@@ -24,17 +29,22 @@ def group_statistics(images: Tensor, groups: int, eps: float) -> tuple[Tensor, T
         eps: added to the variance.
 
     Returns:
-        Two (B, C).
+        Two (B, groups).
     """
-    means, variances = _channel_statistics(images)
-    if groups == images.shape[1]:
-        return means, torch.rsqrt(variances + eps)
-    means, variances = (values.unflatten(1, (groups, -1)) for values in (means, variances))
-    mean = means.mean(dim=2, keepdim=True)
-    inverse = torch.rsqrt((variances + (means - mean).square()).mean(dim=2, keepdim=True) + eps)
-    # The kernel of the gradients reads them as they lie in memory.
-    mean, inverse = (values.expand_as(means).flatten(1).contiguous() for values in (mean, inverse))
-    return mean, inverse
+    if _is_few(images):
+        batch, channels, height, width = images.shape
+        _, mean, inverse = _aten.native_group_norm(
+            images.contiguous(), None, None, batch, channels, height * width, groups, eps
+        )
+        return mean, inverse
+    means, variances = (values.unflatten(1, (groups, -1)) for values in _channel_statistics(images))
+    mean = means.mean(dim=2)
+    variance = (variances + (means - mean[:, :, None]).square()).mean(dim=2)
+    return mean, torch.rsqrt(variance + eps)
+
+
+def _is_few(images: Tensor) -> bool:
+    return _is_cpu(images) and images.shape[2] * images.shape[3] <= FEW
 
 
 def _is_cpu(images: Tensor) -> bool:
@@ -46,38 +56,40 @@ def _channel_statistics(images: Tensor) -> tuple[Tensor, Tensor]:
     if not _is_cpu(images):
         variance, mean = torch.var_mean(images, dim=(2, 3), correction=0)
         return mean, variance
-    height, width = images.shape[-2:]
-    of_sample = _statistics if height * width <= FEW else _statistics_by_parts
-    means, variances = zip(*map(of_sample, images.split(1)), strict=True)
+    means, variances = zip(*map(_sample_statistics, images.split(1)), strict=True)
     return torch.stack(means), torch.stack(variances)
 
 
-def _statistics(sample: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and variance of the channels of (1, C, H, W), two (C,)."""
-    mean, variance = torch.batch_norm_update_stats(sample, None, None, 0.0)
-    return mean, variance
-
-
-def _statistics_by_parts(sample: Tensor) -> tuple[Tensor, Tensor]:
-    """The same, some rows at a time, and with a mean as exact as its type."""
+def _sample_statistics(sample: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and variance of the channels of (1, C, H, W), two (C,); some rows at a time."""
     _, channels, height, width = sample.shape
     parts = sample.split(max(1, PART // (channels * width)), dim=2)
     # The kernel of the variance adds pixel to pixel, which loses digits of a large mean; this adds in a tree.
     means = torch.cat([part.mean(dim=(2, 3)) for part in parts])
-    centres, variances = zip(*map(_statistics, parts), strict=True)
+    centres, variances = zip(
+        *(torch.batch_norm_update_stats(part, None, None, 0.0) for part in parts), strict=True
+    )
     shares = means.new_tensor([part.shape[2] / height for part in parts])
     mean = shares @ means
     return mean, shares @ (torch.stack(variances) + (torch.stack(centres) - mean).square())
 
 
-def scale_and_shift(mean: Tensor, inverse: Tensor, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
+def _of_channels(values: Tensor, like: Tensor) -> Tensor:
+    """(B, groups) -> (B, C), that of each channel's group."""
+    return values.repeat_interleave(like.shape[1] // values.shape[1], dim=1)
+
+
+def scale_and_shift(
+    images: Tensor, mean: Tensor, inverse: Tensor, weight: Tensor, bias: Tensor
+) -> tuple[Tensor, Tensor]:
     """The norm as `shift + images * scale`, two (B, C, 1, 1): of `group_statistics`, weight and bias (C,)."""
-    scale = inverse * weight
-    return scale[:, :, None, None], (bias - mean * scale)[:, :, None, None]
+    scale = _of_channels(inverse, images) * weight
+    shift = bias - _of_channels(mean, images) * scale
+    return scale[:, :, None, None], shift[:, :, None, None]
 
 
 def group_norm_gradients(
-    gradient: Tensor, images: Tensor, mean: Tensor, inverse: Tensor, weight: Tensor, groups: int
+    gradient: Tensor, images: Tensor, mean: Tensor, inverse: Tensor, weight: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients with respect to the images (B, C, H, W), the weight and the bias (C,).
 
@@ -86,11 +98,20 @@ def group_norm_gradients(
         images, mean, inverse: input and `group_statistics` of the forward pass.
         weight: (C,).
     """
+    groups = mean.shape[1]
+    if _is_few(images):
+        batch, channels, height, width = images.shape
+        of_images, of_weight, of_bias = _aten.native_group_norm_backward(
+            gradient.contiguous(), images.contiguous(), mean, inverse, weight,
+            batch, channels, height * width, groups, [True, True, True],
+        )  # fmt: skip
+        return channels_last(of_images), of_weight, of_bias
+    mean, inverse = _of_channels(mean, images), _of_channels(inverse, images)
     of_weights, of_biases = _channel_sums(gradient, images, mean, inverse)
 
     def of_groups(values: Tensor) -> Tensor:  # mean over the pixels of a channel's group
-        grouped = (values * weight).unflatten(1, (groups, -1))
-        return (grouped.mean(dim=2, keepdim=True) / images[0, 0].numel()).expand_as(grouped).flatten(1)
+        means = (values * weight).unflatten(1, (groups, -1)).mean(dim=2)
+        return _of_channels(means / images[0, 0].numel(), images)
 
     by_image = -inverse.square() * of_groups(of_weights)
     constant = -mean * by_image - inverse * of_groups(of_biases)
@@ -116,4 +137,4 @@ def _channel_sums(gradient: Tensor, images: Tensor, mean: Tensor, inverse: Tenso
     return of_weights, of_biases
 
 
-__all__ = ["group_norm_gradients", "group_statistics", "scale_and_shift"]
+__all__ = ["channels_last", "group_norm_gradients", "group_statistics", "scale_and_shift"]

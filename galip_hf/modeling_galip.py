@@ -32,7 +32,8 @@ from transformers.utils import ModelOutput
 
 from .configuration_galip import GalipConfig
 from .errors import GalipError
-from .norm_silu_convolution import channels_last, norm_silu_convolution, resampled
+from .group_norm import channels_last
+from .norm_silu_convolution import norm_silu_convolution, resampled
 
 # What the cross-attentions see of a prompt: its states (B, L, width) or, ready for each of them, its keys and
 # values (1, heads, L, d), which depend on nothing else.

@@ -12,16 +12,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from .group_norm import group_norm_gradients, group_statistics, scale_and_shift
+from .group_norm import channels_last, group_norm_gradients, group_statistics, scale_and_shift
 
 Resample = Literal["down", "up"] | None
 
 _aten = torch.ops.aten
-
-
-def channels_last(images: Tensor) -> Tensor:
-    """(B, C, H, W), in the layout in which convolutions are fastest."""
-    return images.contiguous(memory_format=torch.channels_last)
 
 
 def resampled(hidden_states: Tensor, resample: Resample) -> Tensor:
@@ -100,7 +95,7 @@ class NormSiluConvolution(torch.autograd.Function):
         kind = inputs.device.type
         is_autocast = torch.is_autocast_enabled(kind)
         ctx.dtype = torch.get_autocast_dtype(kind) if is_autocast else inputs.dtype
-        ctx.groups, ctx.resample = groups, resample
+        ctx.resample = resample
         with torch.autocast(kind, enabled=False):
             images = _precise(inputs)
             mean, inverse = group_statistics(images, groups, eps)
@@ -132,7 +127,7 @@ class NormSiluConvolution(torch.autograd.Function):
         gradient = _aten.silu_backward.grad_input(gradient, normalised, grad_input=gradient)
         del normalised
         gradient, of_norm_weight, of_norm_bias = group_norm_gradients(
-            gradient, images, mean, inverse, norm_weight.to(images.dtype), ctx.groups
+            gradient, images, mean, inverse, norm_weight.to(images.dtype)
         )
         return (
             gradient.to(inputs.dtype),
@@ -151,7 +146,7 @@ def _precise(inputs: Tensor) -> Tensor:
 
 
 def _normalise(images: Tensor, mean: Tensor, inverse: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    scale, shift = scale_and_shift(mean, inverse, weight.to(images.dtype), bias.to(images.dtype))
+    scale, shift = scale_and_shift(images, mean, inverse, weight.to(images.dtype), bias.to(images.dtype))
     return torch.addcmul(shift, images, scale)
 
 
@@ -189,4 +184,4 @@ def norm_silu_convolution(
     return result
 
 
-__all__ = ["channels_last", "norm_silu_convolution", "resampled"]
+__all__ = ["norm_silu_convolution", "resampled"]

@@ -6,8 +6,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from galip_hf import group_norm
-from galip_hf.group_norm import group_norm_gradients, group_statistics, scale_and_shift
-from galip_hf.norm_silu_convolution import channels_last
+from galip_hf.group_norm import channels_last, group_norm_gradients, group_statistics, scale_and_shift
 
 # Height and width: few pixels; several parts, the last of them smaller.
 SIZES = [(6, 8), (40, 40)]
@@ -20,7 +19,7 @@ def small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def normalised(images: Tensor, groups: int, weight: Tensor, bias: Tensor) -> Tensor:
-    scale, shift = scale_and_shift(*group_statistics(images, groups, 1e-5), weight, bias)
+    scale, shift = scale_and_shift(images, *group_statistics(images, groups, 1e-5), weight, bias)
     return images * scale + shift
 
 
@@ -57,7 +56,7 @@ def test_the_gradients_are_those_of_the_library(groups: int, size: tuple[int, in
     expected = torch.autograd.grad(F.group_norm(leaves[0], groups, *leaves[1:]), leaves, gradient)
     images, gradient = channels_last(images), channels_last(gradient)
     statistics = group_statistics(images, groups, 1e-5)
-    found = group_norm_gradients(gradient, images, *statistics, weight, groups)
+    found = group_norm_gradients(gradient, images, *statistics, weight)
     for value, reference in zip(found, expected, strict=True):
         torch.testing.assert_close(value, reference, rtol=1e-10, atol=1e-10)
 
@@ -71,6 +70,6 @@ def test_the_form_for_other_devices_computes_the_same(groups: int, monkeypatch: 
     for is_cpu in (True, False):
         monkeypatch.setattr(group_norm, "_is_cpu", lambda _, value=is_cpu: value)
         statistics = group_statistics(images, groups, 1e-5)
-        results.append((*statistics, *group_norm_gradients(gradient, images, *statistics, weight, groups)))
+        results.append((*statistics, *group_norm_gradients(gradient, images, *statistics, weight)))
     for value, reference in zip(*results, strict=True):
         torch.testing.assert_close(value, reference, rtol=1e-4, atol=1e-5)

@@ -8,7 +8,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from galip_hf.norm_silu_convolution import channels_last, norm_silu_convolution, resampled
+from galip_hf.group_norm import channels_last
+from galip_hf.norm_silu_convolution import norm_silu_convolution, resampled
 
 
 def layers(dtype: torch.dtype) -> tuple[nn.GroupNorm, nn.Conv2d]:
