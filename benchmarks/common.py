@@ -9,6 +9,7 @@ import json
 import platform
 import statistics
 import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Mapping
@@ -100,6 +101,46 @@ def peak_memory_gb() -> float:
     """
     status = Path("/proc/self/status").read_text(encoding="utf-8")
     return int(next(line for line in status.splitlines() if line.startswith("VmHWM")).split()[1]) * 1024 / 1e9
+
+
+class Side:
+    """A process of its own for one side of a comparison: it answers a line that asks with a line of JSON.
+
+    Args:
+        script: the benchmark, which with `--work NAME` calls `answer`.
+        name: of the side.
+        options: of the script, by name without dashes.
+    """
+
+    def __init__(self, script: str, name: str, **options: Any) -> None:
+        self.name = name
+        command = [sys.executable, script, "--work", name]
+        for option, value in options.items():
+            command += [f"--{option.replace('_', '-')}", str(value)]
+        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+
+    def ask(self, what: str) -> dict[str, Any]:
+        """The answer to one line."""
+        assert self.process.stdin and self.process.stdout
+        print(what, file=self.process.stdin, flush=True)
+        answered = self.process.stdout.readline()
+        if not answered:
+            sys.exit(f"{self.name}: ended without an answer")
+        result: dict[str, Any] = json.loads(answered)
+        return result
+
+    def close(self) -> None:
+        """End the process."""
+        assert self.process.stdin
+        self.process.stdin.close()
+        self.process.wait()
+
+
+def answer(call: Callable[[str], Mapping[str, Any]]) -> None:
+    """What the process of a side does: `call` of each line, its figures and the peak memory so far."""
+    for line in sys.stdin:
+        figures = call(line.strip())
+        print(json.dumps({**figures, "peak_memory_gb": peak_memory_gb()}), flush=True)
 
 
 def gflops(flops: float, call: Callable[[], Any], repeats: int = 7) -> float:

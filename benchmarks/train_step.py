@@ -11,9 +11,7 @@ Sides: `plain`; `plain-kept`, with the allocator told to keep what is freed, as 
 `trainer-checkpointing`, with gradient checkpointing; `trainer-cached`, with the real images' features kept.
 """
 
-import json
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
@@ -82,50 +80,22 @@ def make_step(side: str, folder: Path, batch_size: int, size: int, domains: int)
 
 
 def work(arguments: Any) -> None:
-    """The process of a side: a step for each line that comes in, its figures as a line that goes out."""
+    """The process of a side: a step, or its operations counted."""
     with tempfile.TemporaryDirectory() as folder:
         step = make_step(
             arguments.work, Path(folder), arguments.batch_sizes[0], arguments.size, arguments.domains
         )
-        for line in sys.stdin:
-            if line.strip() == "count":
+
+        def figures(what: str) -> dict[str, Any]:
+            if what == "count":
                 with FlopCounterMode(display=False) as counter:
                     step()
-                answer: dict[str, Any] = {"flops": counter.get_total_flops()}
-            else:
-                started = time.perf_counter()
-                losses = {name: float(value) for name, value in step().items()}
-                answer = {"seconds": time.perf_counter() - started, "losses": losses}
-            print(json.dumps({**answer, "peak_memory_gb": common.peak_memory_gb()}), flush=True)
+                return {"flops": counter.get_total_flops()}
+            started = time.perf_counter()
+            losses = {name: float(value) for name, value in step().items()}
+            return {"seconds": time.perf_counter() - started, "losses": losses}
 
-
-class Side:
-    """A process that takes steps when asked to."""
-
-    def __init__(self, name: str, batch_size: int, arguments: Any) -> None:
-        self.name = name
-        options = {"work": name, "batch-sizes": batch_size, "size": arguments.size}
-        options |= {"domains": arguments.domains, "threads": arguments.threads}
-        command = [sys.executable, __file__]
-        for option, value in options.items():
-            command += [f"--{option}", str(value)]
-        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-
-    def ask(self, what: str) -> dict[str, Any]:
-        """`step` or `count`."""
-        assert self.process.stdin and self.process.stdout
-        print(what, file=self.process.stdin, flush=True)
-        answer = self.process.stdout.readline()
-        if not answer:
-            sys.exit(f"{self.name}: ended without an answer")
-        result: dict[str, Any] = json.loads(answer)
-        return result
-
-    def close(self) -> None:
-        """End the process."""
-        assert self.process.stdin
-        self.process.stdin.close()
-        self.process.wait()
+        common.answer(figures)
 
 
 def difference(first: Mapping[str, float], second: Mapping[str, float]) -> float:
@@ -136,7 +106,17 @@ def difference(first: Mapping[str, float], second: Mapping[str, float]) -> float
 
 def compare(names: Sequence[str], batch_size: int, arguments: Any) -> dict[str, Any]:
     """Losses, times, memory and operations of some sides at one batch size."""
-    sides = [Side(name, batch_size, arguments) for name in names]
+    sides = [
+        common.Side(
+            __file__,
+            name,
+            batch_sizes=batch_size,
+            size=arguments.size,
+            domains=arguments.domains,
+            threads=arguments.threads,
+        )
+        for name in names
+    ]
     first = {side.name: side.ask("step") for side in sides}
     reference = names[0]
     differences = {name: difference(first[reference]["losses"], first[name]["losses"]) for name in names}

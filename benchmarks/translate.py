@@ -1,18 +1,23 @@
 """Inference: `GalipForImageTranslation.translate` against the plain form, at full size, alternating.
 
-python benchmarks/translate.py [--batch-sizes 1 2 4] [--repeats 5]
+python benchmarks/translate.py [--batch-sizes 1 2 4] [--repeats 5] [--sides ...]
 
-256 x 256 slices, the default generator and a BERT-base text tower with random weights, fp32. Three sides: the
-plain generator with the prompt encoded anew for every slice, as the published test loop goes; the plain
-generator alone; `translate` with a prepared target. Their outputs must agree to 1e-5. Then three targets of
-one slice against one, the share of the machine's measured peak that the generator's operations reach, and the
-peak memory of each side in a process of its own.
+256 x 256 slices, the default generator and a BERT-base text tower with random weights, fp32. Each side has a
+process of its own; one of them computes at a time. Their outputs must agree to 1e-5.
+
+Sides: `plain-prompt`, the plain generator with the prompt encoded anew for every slice, as the published test
+loop goes; `plain`, the plain generator alone; `plain-kept`, the same with the allocator told to keep what is
+freed; `translate`, with a prepared target, as in `galip-hf translate`, which tells the allocator so;
+`translate-default`, the same with the allocator left alone, as the library does.
+
+Then three targets of one slice against one, and the share of the machine's measured peak that is reached.
 """
 
-import json
-import subprocess
 import sys
-from collections.abc import Callable
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import common
@@ -21,118 +26,142 @@ from plain import plain_generator, plain_translate
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from galip_hf import GalipForImageTranslation
-from galip_hf.clip_backbone import ClipBackbone
+from galip_hf.startup import keep_freed_memory
 
 TOLERANCE = 1e-5
 DOMAIN = 1
-SIDES = ["plain with prompt", "plain generator", "translate"]
+SIDES = ("plain-prompt", "plain", "plain-kept", "translate", "translate-default")
 
 
-def sides(
-    model: GalipForImageTranslation, backbone: ClipBackbone | None, batch_size: int
-) -> dict[str, Callable[[], Tensor]]:
-    """Translation of `batch_size` slices by each form; the published loop takes one slice at a time."""
+def make_calls(side: str, batch_size: int, prompts: Path) -> dict[str, Callable[[], Tensor]]:
+    """What a side can be asked for: `one` target, or `three`; (targets * B, 1, 256, 256)."""
+    if side in ("plain-kept", "translate"):
+        keep_freed_memory()
+    model = common.full_size_generator()
+    model.prompt_states.copy_(torch.load(prompts))
     slices = torch.rand(batch_size, 1, 256, 256, generator=torch.Generator().manual_seed(0))
-    if backbone is not None:
-        model.set_prompts(backbone)
+    if side.startswith("translate"):
+        targets = [model.prepare_target(name) for name in model.config.domain_names]
+        return {
+            "one": lambda: model.translate(slices, [targets[DOMAIN]])[0],
+            "three": lambda: torch.cat(model.translate(slices, targets)),
+        }
     plain, labels = plain_generator(model), torch.full((batch_size,), DOMAIN)
-    target = [model.prepare_target(model.config.domain_names[DOMAIN])]
+    if side != "plain-prompt":
+        return {"one": lambda: plain(slices, labels).translation}
+    backbone = common.full_size_backbone()
 
-    def with_prompt() -> Tensor:
-        assert backbone is not None
+    def with_prompt() -> Tensor:  # the published loop takes one slice at a time
         return torch.cat([plain_translate(plain, backbone, one[None], DOMAIN) for one in slices])
 
-    def plain_alone() -> Tensor:
-        return plain(slices, labels).translation
-
-    return dict(
-        zip(SIDES, [with_prompt, plain_alone, lambda: model.translate(slices, target)[0]], strict=True)
-    )
+    return {"one": with_prompt}
 
 
 @torch.inference_mode()
-def compare(
-    model: GalipForImageTranslation, backbone: ClipBackbone, batch_size: int, repeats: int
-) -> dict[str, Any]:
-    """Largest difference of the outputs, and times of a batch, at one batch size."""
-    calls = sides(model, backbone, batch_size)
-    outputs = {name: call() for name, call in calls.items()}
-    difference = max(float((output - outputs[SIDES[2]]).abs().max()) for output in outputs.values())
+def work(arguments: Any) -> None:
+    """The process of a side: `one` or `three` targets, or `output FILE` for the images."""
+    calls = make_calls(arguments.work, arguments.batch_sizes[0], arguments.prompts)
+
+    def figures(what: str) -> dict[str, Any]:
+        kind, _, path = what.partition(" ")
+        if path:
+            torch.save(calls["one"](), path)
+            return {}
+        started = time.perf_counter()
+        calls[kind]()
+        return {"seconds": time.perf_counter() - started}
+
+    common.answer(figures)
+
+
+def compare(names: Sequence[str], batch_size: int, prompts: Path, arguments: Any) -> dict[str, Any]:
+    """Largest difference of the outputs, times of a batch and peak memory, at one batch size."""
+    options = {"batch_sizes": batch_size, "prompts": prompts, "threads": arguments.threads}
+    sides = [common.Side(__file__, name, **options) for name in names]
+    outputs = []
+    for side in sides:
+        path = prompts.with_name(f"{side.name}.pt")
+        side.ask(f"output {path}")
+        outputs.append(torch.load(path))
+    difference = max(float((output - outputs[0]).abs().max()) for output in outputs)
     if difference > TOLERANCE:
         sys.exit(f"the outputs differ by {difference:.2e}, more than {TOLERANCE}: no comparison")
-    times = common.summary(common.alternate(calls, repeats), SIDES[0])
-    return {"batch_size": batch_size, "largest_difference": difference, "sides": times}
+    seconds: dict[str, list[float]] = {name: [] for name in names}
+    memory: dict[str, float] = {}
+    for repeat in range(arguments.repeats + 1):  # the first is not counted
+        for side in sides:
+            answer = side.ask("one")
+            memory[side.name] = answer["peak_memory_gb"]
+            if repeat:
+                seconds[side.name].append(answer["seconds"])
+    table: dict[str, Any] = common.summary(seconds, names[0])
+    row = {"batch_size": batch_size, "largest_difference": difference, "sides": table}
+    for side in sides:
+        table[side.name]["peak_memory_gb"] = memory[side.name]
+        if side.name.startswith("translate"):
+            row["three_targets"] = several_targets(side, arguments.repeats)
+        side.close()
+    return row
+
+
+def several_targets(side: common.Side, repeats: int) -> float:
+    """Time of three targets over that of one, in turn."""
+    kinds = {kind: lambda kind=kind: side.ask(kind) for kind in ("one", "three")}
+    return 1 / common.summary(common.alternate(kinds, repeats), "one")["three"]["speedup"]
 
 
 @torch.inference_mode()
-def targets(model: GalipForImageTranslation, repeats: int) -> dict[str, Any]:
-    """One slice to one target and to three, which share the first part of the encoder."""
-    slices = torch.rand(1, 1, 256, 256)
-    prepared = [model.prepare_target(name) for name in model.config.domain_names]
-    calls = {
-        "one target": lambda: model.translate(slices, prepared[:1]),
-        "three targets": lambda: model.translate(slices, prepared),
-    }
-    return common.summary(common.alternate(calls, repeats), "one target")
-
-
-@torch.inference_mode()
-def generator_gflop(model: GalipForImageTranslation) -> float:
+def generator_gflop() -> float:
     """10^9 floating-point operations of one slice; a multiplication and an addition are two."""
+    model = common.full_size_generator()
     target = [model.prepare_target(model.config.domain_names[DOMAIN])]
     with FlopCounterMode(display=False) as counter:
         model.translate(torch.zeros(1, 1, 256, 256), target)
     return counter.get_total_flops() / 1e9
 
 
-def peak_memory(side: str, batch_size: int, threads: int) -> float:
-    """Peak resident memory, GB, of two calls of one side in a process of its own."""
-    command = [sys.executable, __file__, "--memory-of", side, "--batch-sizes", str(batch_size)]
-    done = subprocess.run([*command, "--threads", str(threads)], capture_output=True, text=True, check=True)
-    return float(json.loads(done.stdout))
-
-
-def show(rows: list[dict[str, Any]], several: dict[str, Any], shares: dict[str, float]) -> None:
-    for row in rows:
-        for name, times in row["sides"].items():
-            slice_ms = 1000 * times["median_s"] / row["batch_size"]
-            memory = f"{times['peak_memory_gb']:.2f} GB" if "peak_memory_gb" in times else ""
-            print(
-                f"batch {row['batch_size']}  {name:18s}{slice_ms:8.0f} ms a slice"
-                f"  x{times['speedup']:.2f}  {memory}"
-            )
-        print(f"batch {row['batch_size']}  outputs differ by {row['largest_difference']:.1e} at most")
-    print(f"three targets cost {1 / several['three targets']['speedup']:.2f} times one")
-    print("share of the peak: " + ", ".join(f"{name} {share:.0%}" for name, share in shares.items()))
+def show(row: dict[str, Any], gflop: float, peak: dict[str, float]) -> None:
+    """A line for each side: milliseconds a slice, how often faster than each plain form."""
+    batch_size, sides = row["batch_size"], row["sides"]
+    for name, times in sides.items():
+        taken = times["median_s"] / batch_size
+        speedups = "  ".join(
+            f"x{sides[plain]['median_s'] / times['median_s']:.2f} of {plain}"
+            for plain in ("plain-prompt", "plain")
+            if plain in sides
+        )
+        print(
+            f"batch {batch_size}  {name:18s}{1000 * taken:6.0f} ms a slice  {speedups}  "
+            f"{times['peak_memory_gb']:.2f} GB  {gflop / taken / peak['gemm']:.0%} of peak",
+            flush=True,
+        )
+    print(f"batch {batch_size}  outputs differ by {row['largest_difference']:.1e} at most", flush=True)
+    if "three_targets" in row:
+        print(f"batch {batch_size}  three targets cost {row['three_targets']:.2f} times one", flush=True)
 
 
 def main() -> None:
     parser = common.parser(__doc__, "translate.json")
     parser.add_argument("--batch-sizes", type=int, nargs="+", default=[1, 2, 4])
-    parser.add_argument("--memory-of", choices=SIDES, help="print one side's peak memory, GB")
+    parser.add_argument("--sides", nargs="+", choices=SIDES, default=["plain-prompt", "plain", "translate"])
+    parser.add_argument("--work", choices=SIDES, help="be the process of a side")
+    parser.add_argument("--prompts", type=Path, help="for --work: file of the prompts' states")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
-    model = common.full_size_generator()
-    if arguments.memory_of:
-        # The first side alone needs the text tower, which comes with the image tower (0.35 GB).
-        backbone = common.full_size_backbone() if arguments.memory_of == SIDES[0] else None
-        with torch.inference_mode():
-            call = sides(model, backbone, arguments.batch_sizes[0])[arguments.memory_of]
-            call(), call()
-        print(common.peak_memory_gb())
+    if arguments.work:
+        work(arguments)
         return
-    backbone = common.full_size_backbone()
-    rows = [compare(model, backbone, size, arguments.repeats) for size in arguments.batch_sizes]
-    for name, times in rows[0]["sides"].items():
-        times["peak_memory_gb"] = peak_memory(name, rows[0]["batch_size"], arguments.threads)
-    several, gflop, peak = targets(model, arguments.repeats), generator_gflop(model), common.machine_peak()
-    seconds = rows[0]["sides"][SIDES[2]]["median_s"] / rows[0]["batch_size"]
-    shares = {name: gflop / seconds / value for name, value in peak.items()}
-    show(rows, several, shares)
+    peak, gflop, rows = common.machine_peak(), generator_gflop(), []
+    with tempfile.TemporaryDirectory() as folder:
+        prompts, model = Path(folder) / "prompts.pt", common.full_size_generator()
+        model.set_prompts(common.full_size_backbone())
+        torch.save(model.prompt_states, prompts)
+        for batch_size in arguments.batch_sizes:
+            rows.append(compare(arguments.sides, batch_size, prompts, arguments))
+            show(rows[-1], gflop, peak)
     result = {
-        "benchmark": "translate", "precision": "fp32", "rows": rows, "targets": several,
-        "gflop_of_a_slice": gflop, "machine_peak_gflops": peak, "share_of_peak": shares,
+        "benchmark": "translate", "precision": "fp32", "rows": rows,
+        "gflop_of_a_slice": gflop, "machine_peak_gflops": peak,
     }  # fmt: skip
     common.write(result, arguments.output)
 
