@@ -8,6 +8,7 @@ own, start-up included. Then one slice of 256 x 256, likewise.
 """
 
 import json
+import os
 import subprocess
 import sys
 import tempfile
@@ -53,7 +54,7 @@ def head(shape: tuple[int, ...]) -> np.ndarray:
     return np.where(inside, np.random.default_rng(0).normal(600, 60, shape), 0).astype(np.float32)
 
 
-def run(scan: Path, model: Path, folder: Path) -> dict[str, float]:
+def run(scan: Path, model: Path, folder: Path, threads: int) -> dict[str, float]:
     """Seconds of the whole process, of the generator in it, and its peak memory."""
     arguments = [scan, "--model", model, "--from", "T1", "--to", "T2"]
     arguments += ["--output", folder / f"translated_{scan.name}", "--overwrite"]
@@ -62,6 +63,7 @@ def run(scan: Path, model: Path, folder: Path) -> dict[str, float]:
         [sys.executable, "-c", PROGRAM, "translate", *map(str, arguments)],
         capture_output=True,
         encoding="utf-8",
+        env={**os.environ, "OMP_NUM_THREADS": str(threads)},
     )
     total = time.perf_counter() - started
     if done.returncode:
@@ -88,7 +90,7 @@ def main() -> None:
             scan = folder / f"{title}.nii.gz"
             nib.save(nib.Nifti1Image(head(shape), np.eye(4)), scan)
             for _ in range(arguments.repeats):
-                row = {"scan": title, "shape": shape, **run(scan, model, folder)}
+                row = {"scan": title, "shape": shape, **run(scan, model, folder, arguments.threads)}
                 rows.append(row)
                 size, share = "x".join(map(str, shape)), row["share_in_generator"]
                 print(
