@@ -336,17 +336,23 @@ class GalipConfig(PreTrainedConfig):
         """Channels of each level, finest first."""
         return [self.base_channels * multiplier for multiplier in self.channel_multipliers]
 
+    def cancels_label(self, width: int) -> bool:
+        """Whether the target's label makes no difference to a residual block with `width` output channels.
+
+        It enters as one number a channel, just before a GroupNorm; with one channel a group that takes it off
+        again.
+        """
+        return width == self.norm_groups
+
     @property
     def shared_levels(self) -> int:
         """Number of leading encoder levels whose output does not depend on the target.
 
-        A label enters a residual block as one number a channel, just before a GroupNorm. With one channel a
-        group (`norm_groups` = the level's width) the norm takes it off again; a wider level keeps it, and
-        attention on the prompt brings the target in.
+        Up to the first that does not cancel the label, or whose attention on the prompt brings the target in.
         """
         rates = (2**level for level in range(len(self.channel_multipliers)))
         keeps = (
-            width != self.norm_groups or rate in self.attention_rates
+            not self.cancels_label(width) or rate in self.attention_rates
             for rate, width in zip(rates, self.level_channels, strict=True)
         )
         return sum(1 for _ in itertools.takewhile(lambda kept: not kept, keeps))

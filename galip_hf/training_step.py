@@ -29,7 +29,8 @@ from torch import Tensor, nn
 from . import losses
 from .clip_backbone import ClipBackbone, ClipImageFeatures
 from .discriminator import GalipDiscriminator
-from .modeling_galip import GalipForImageTranslation, KeysAndValues
+from .generator_blocks import KeysAndValues
+from .modeling_galip import GalipForImageTranslation
 from .training_args import GalipLossWeights
 
 Values = dict[str, Tensor]

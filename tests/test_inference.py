@@ -9,8 +9,8 @@ from conftest import filled_model, tiny_config
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from galip_hf import GalipError, GalipForImageTranslation
+from galip_hf.generator_blocks import GalipResidualBlock, GalipSpatialTransformer
 from galip_hf.inference import occupied, translate_slices
-from galip_hf.modeling_galip import GalipResidualBlock, GalipSpatialTransformer
 
 
 @pytest.fixture(scope="module")

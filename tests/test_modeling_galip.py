@@ -17,7 +17,7 @@ from transformers import AutoConfig, AutoImageProcessor, AutoModelForImageToImag
 
 from galip_hf import GalipConfig, GalipError, GalipForImageTranslation, GalipImageProcessor
 from galip_hf.clip_backbone import ClipBackbone
-from galip_hf.modeling_galip import GalipGroupNorm, GalipLayerNorm, GalipResidualBlock
+from galip_hf.generator_blocks import GalipGroupNorm, GalipLayerNorm, GalipResidualBlock
 
 
 def images(*shape: int, seed: int = 0) -> Tensor:

@@ -8,7 +8,7 @@ import pytest
 import torch
 from conftest import MakeTrainer, filled_model, tiny_config
 
-from galip_hf.modeling_galip import GalipResidualBlock
+from galip_hf.generator_blocks import GalipResidualBlock
 
 sys.path.append(str(Path(__file__).parent.parent / "benchmarks"))
 from plain import PlainTraining, plain_generator

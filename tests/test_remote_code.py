@@ -23,6 +23,7 @@ MODULES = {
     "configuration_galip.py",
     "domain_statistics.py",
     "errors.py",
+    "generator_blocks.py",
     "group_norm.py",
     "image_processing_galip.py",
     "modeling_galip.py",
