@@ -137,7 +137,7 @@ class GalipTrainer:
                 "training: cache_image_features needs a table; a stream's slices have no numbers"
             )
         self.arguments.make_output_directory()
-        return ImageFeatureCache(self.arguments.output_path, dataset.rows, self.backbone)
+        return ImageFeatureCache(self.arguments.output_path, dataset.views, self.backbone)
 
     def _optimizer(self, network: nn.Module, rate: float) -> torch.optim.Adam:
         # Fused: one pass over the weights, and a step can be skipped without asking the device.

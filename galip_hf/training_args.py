@@ -65,8 +65,8 @@ class GalipTrainingArguments:
         torch_compile: compile the generator, where there is a compiler.
         gradient_checkpointing: recompute the generator's blocks in the backward pass, to save memory.
         cache_image_features: keep the CLIP features of the training slices in a file of `output_dir` while
-            training, in place of computing them in every step; 2.4 MB a slice for ViT-B/16. Not with
-            `horizontal_flip` or `augmentation`, nor from a stream.
+            training, in place of computing them in every step; 2.4 MB a slice for ViT-B/16, twice that
+            with `horizontal_flip`. Not with `augmentation`, nor from a stream.
         initial_model: model directory or Hub repository to train on from, in place of new weights; the
             architecture and the domains are its own.
         initial_heads: checkpoint (`…/checkpoints/step-…`) of the run that made it, whose discriminator heads
@@ -186,8 +186,8 @@ class GalipTrainingArguments:
             raise GalipError("training: early_stopping_patience needs metric_for_best, such as psnr")
         if self.initial_heads and not self.initial_model:
             raise GalipError("training: initial_heads needs initial_model, whose heads they are")
-        if self.cache_image_features and (self.horizontal_flip or self.augmentation != SliceAugmentation()):
-            raise GalipError("training: cache_image_features needs slices that nothing augments or flips")
+        if self.cache_image_features and self.augmentation != SliceAugmentation():
+            raise GalipError("training: cache_image_features needs slices that nothing but flips augments")
         if self.hub_private and not self.hub_repo_id:
             raise GalipError("training: hub_private needs hub_repo_id, the repository to make")
         if self.metric_for_best is not None and not self.validation_steps:

@@ -21,6 +21,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 import torch
@@ -46,7 +47,8 @@ class UnpairedBatch:
         source_labels, target_labels: (N,) int64, on the device.
         registered: (N,) float, 1 where source and target are one subject and slice.
         target_domains: N labels, on the host.
-        rows, target_rows: of the sources and the targets: numbers in the table, or what a stream calls them.
+        rows: of the sources: numbers in the table, or what a stream calls them.
+        target_views: numbers of the targets' slices, mirrored ones having their own; none from a stream.
     """
 
     sources: Tensor
@@ -56,7 +58,7 @@ class UnpairedBatch:
     registered: Tensor
     target_domains: tuple[int, ...]
     rows: tuple[int | str, ...]
-    target_rows: tuple[int | str, ...]
+    target_views: tuple[int, ...]
 
     @classmethod
     def of(cls, items: Mapping[str, Tensor]) -> "UnpairedBatch":
@@ -68,7 +70,7 @@ class UnpairedBatch:
             ]
             for name in ("image", "domain")
         )
-        rows = _listed(items["row_a"]), _listed(items["row_b"])
+        views = [items[name].tolist() for name in ("view_b", "view_a") if name in items]
         return cls(
             sources=images[0],
             targets=images[1],
@@ -76,8 +78,8 @@ class UnpairedBatch:
             target_labels=labels[1],
             registered=items["registered"].float().repeat(2),
             target_domains=tuple(labels[1].tolist()),
-            rows=(*rows[0], *rows[1]),
-            target_rows=(*rows[1], *rows[0]),
+            rows=(*_listed(items["row_a"]), *_listed(items["row_b"])),
+            target_views=tuple(chain.from_iterable(views)),
         )
 
     def _map(self, change: Callable[[Tensor], Tensor]) -> "UnpairedBatch":
@@ -164,7 +166,7 @@ class TrainingStep:
         autocast: makes the context of mixed precision.
         scale_loss: multiplies a loss by the scale of float16 training; by default leaves it.
         compiled: run the generator through `torch.compile`.
-        real_features: of images and their rows, where they are kept; by default they are computed.
+        real_features: of images and their numbers, where they are kept; by default they are computed.
     """
 
     def __init__(
@@ -182,7 +184,7 @@ class TrainingStep:
         self.generator, self.discriminator, self.backbone = generator, discriminator, backbone
         self.text_embeddings, self.weights = text_embeddings, weights
         self.autocast, self.scale_loss = autocast, scale_loss
-        self._real_features = real_features or (lambda images, rows: backbone.encode_images(images))
+        self._real_features = real_features or (lambda images, views: backbone.encode_images(images))
         self._encode = torch.compile(generator.encode) if compiled else generator.encode
         self._decode = torch.compile(generator.decode) if compiled else generator.decode
 
@@ -266,7 +268,7 @@ class TrainingStep:
         real: ClipImageFeatures | None = None
         if self.weights.adversarial or self.weights.class_token:
             with torch.no_grad():
-                real = self._real_features(batch.targets, batch.target_rows)
+                real = self._real_features(batch.targets, batch.target_views)
         named: Values = {}
         if self.weights.clip:
             named["clip"] = losses.clip_loss(fake.embedding, self.text_embeddings[batch.target_labels])

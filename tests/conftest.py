@@ -209,7 +209,10 @@ def make_trainer_in(tiny_backbone: ClipBackbone, table_directory: Path) -> MakeT
         torch.manual_seed(model_seed)
         model = GalipForImageTranslation(tiny_config(**(model_fields or {})))
         dataset = UnpairedSlices(
-            load_table(table_directory)["train"], domains=model.config.domain_names, seed=settings.seed
+            load_table(table_directory)["train"],
+            domains=model.config.domain_names,
+            seed=settings.seed,
+            horizontal_flip=settings.horizontal_flip,
         )
         processor = GalipImageProcessor.from_config(model.config)
         return GalipTrainer(model, processor, tiny_backbone, settings, dataset, validate)

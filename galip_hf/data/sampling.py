@@ -232,6 +232,11 @@ class UnpairedSlices(torch.utils.data.Dataset):
         return len(self._table)
 
     @property
+    def views(self) -> int:
+        """Slices and, if there are any, mirrored slices of the table; `view_a` and `view_b` are below."""
+        return self.rows * (2 if self._horizontal_flip else 1)
+
+    @property
     def fingerprint(self) -> str:
         """Number of items an epoch, and a hash of which slices of which subjects they are drawn from."""
         digest = hashlib.sha256()
@@ -251,7 +256,8 @@ class UnpairedSlices(torch.utils.data.Dataset):
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         """Slices `image_a`, `image_b`, (1, H, W) float32; labels `domain_a`, `domain_b`; `row_a`, `row_b`;
-        `registered`, True where the two are one subject and slice."""
+        `view_a`, `view_b`, which tell a mirrored slice from the plain one; `registered`, True where the two
+        are one subject and slice."""
         if not 0 <= index < self._length:
             raise IndexError(f"item {index} of an epoch of {self._length}")
         plan = self.plan
@@ -260,7 +266,8 @@ class UnpairedSlices(torch.utils.data.Dataset):
         for place, letter in enumerate("ab"):
             row, domain = int(plan.rows[index, place]), int(plan.domains[index, place])
             image = self._reader[row]
-            if self._horizontal_flip and plan.flips[index, place]:
+            mirrored = self._horizontal_flip and bool(plan.flips[index, place])
+            if mirrored:
                 image = image[:, ::-1]
             # A registered pair draws the same numbers in both places: so it stays registered.
             draw = np.random.default_rng([self._seed, int(self._epoch), index, 0 if registered else place])
@@ -271,6 +278,7 @@ class UnpairedSlices(torch.utils.data.Dataset):
             )
             item[f"domain_{letter}"] = domain
             item[f"row_{letter}"] = row
+            item[f"view_{letter}"] = row + self.rows * mirrored
         return item
 
 
