@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from .configuration_galip import GalipConfig
-from .group_norm import channels_last
+from .group_norm import channels_last, precise_group_norm
 from .norm_silu_convolution import norm_silu_convolution, resampled
 
 # What the cross-attentions see of a prompt: its states (B, L, width) or, ready for each of them, its keys and
@@ -28,11 +28,7 @@ class GalipGroupNorm(nn.GroupNorm):
 
     def forward(self, hidden_states: Tensor) -> Tensor:
         """(B, C, H, W) -> (B, C, H, W), of the input's type; channels_last."""
-        precise = torch.promote_types(hidden_states.dtype, torch.float32)
-        weight, bias = self.weight.to(precise), self.bias.to(precise)
-        # Contiguous: in channels_last `F.group_norm` loses the variance on the CPU where the mean is large.
-        images = hidden_states.to(precise).contiguous()
-        normalized = F.group_norm(images, self.num_groups, weight, bias, self.eps)
+        normalized = precise_group_norm(hidden_states, self.num_groups, self.weight, self.bias, self.eps)
         return channels_last(normalized.to(hidden_states.dtype))
 
 

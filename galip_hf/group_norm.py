@@ -7,6 +7,7 @@ sample they give the sums of each channel, and a group is some channels.
 """
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 PART = 2**18  # elements; 1 MB of float32 stays in a core's cache
@@ -18,6 +19,12 @@ _aten = torch.ops.aten
 def channels_last(images: Tensor) -> Tensor:
     """(B, C, H, W), in the layout in which convolutions are fastest."""
     return images.contiguous(memory_format=torch.channels_last)
+
+
+def precise_group_norm(images: Tensor, groups: int, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
+    """The library's GroupNorm of (B, C, H, W), in float32 at least and in the layout in which it is exact."""
+    precise = torch.promote_types(images.dtype, torch.float32)
+    return F.group_norm(images.to(precise).contiguous(), groups, weight.to(precise), bias.to(precise), eps)
 
 
 def group_statistics(images: Tensor, groups: int, eps: float) -> tuple[Tensor, Tensor]:
@@ -137,4 +144,10 @@ def _channel_sums(gradient: Tensor, images: Tensor, mean: Tensor, inverse: Tenso
     return of_weights, of_biases
 
 
-__all__ = ["channels_last", "group_norm_gradients", "group_statistics", "scale_and_shift"]
+__all__ = [
+    "channels_last",
+    "group_norm_gradients",
+    "group_statistics",
+    "precise_group_norm",
+    "scale_and_shift",
+]

@@ -12,7 +12,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from .group_norm import channels_last, group_norm_gradients, group_statistics, scale_and_shift
+from .group_norm import (
+    channels_last,
+    group_norm_gradients,
+    group_statistics,
+    precise_group_norm,
+    scale_and_shift,
+)
 
 Resample = Literal["down", "up"] | None
 
@@ -31,8 +37,10 @@ def resampled(hidden_states: Tensor, resample: Resample) -> Tensor:
 
 def _doubling(like: Tensor) -> Tensor:
     """(9, 16): how 3 x 3 weights on doubled pixels add up to 4 x 4 of a transposed convolution."""
-    along_one = like.new_zeros(3, 4)
-    along_one[[2, 2, 1, 1, 0, 0], [0, 1, 1, 2, 2, 3]] = 1
+    # Along one axis, the last weight falls on the first two of four, and so on. Made on the device: to bring
+    # it there would make the host wait.
+    taps = torch.eye(3, dtype=like.dtype, device=like.device)
+    along_one = (F.pad(taps, (0, 1)) + F.pad(taps, (1, 0))).flip(0)
     return torch.kron(along_one, along_one)
 
 
@@ -173,10 +181,7 @@ def norm_silu_convolution(
     norm_weight, norm_bias, weight = norm.weight[channels], norm.bias[channels], conv.weight[:, channels]
     bias = None if channels.start else conv.bias
     if torch.compiler.is_compiling():
-        precise = inputs.to(torch.promote_types(inputs.dtype, torch.float32)).contiguous()
-        normalised = F.group_norm(
-            precise, groups, norm_weight.to(precise.dtype), norm_bias.to(precise.dtype), norm.eps
-        )
+        normalised = precise_group_norm(inputs, groups, norm_weight, norm_bias, norm.eps)
         return _convolution(F.silu(normalised).to(inputs.dtype), weight, bias, resample)
     result: Tensor = NormSiluConvolution.apply(
         inputs, norm_weight, norm_bias, weight, bias, groups, norm.eps, resample

@@ -38,7 +38,7 @@ def test_outputs_and_gradients_are_those_of_the_composed_form(resample: Any, mea
     )
     expected = outputs_and_gradients(lambda x: conv(resampled(F.silu(norm(x)), resample)), inputs, parameters)
     for value, reference in zip(found, expected, strict=True):
-        torch.testing.assert_close(value, reference, rtol=1e-11, atol=1e-11)
+        torch.testing.assert_close(value, reference, rtol=1e-12, atol=1e-12)
 
 
 def test_parts_of_the_channels_add_up_to_the_whole() -> None:
