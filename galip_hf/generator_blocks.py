@@ -78,34 +78,48 @@ class GalipResidualBlock(nn.Module):
             skip: (B, skip_channels, H, W).
 
         Returns:
-            Its part of the first convolution and of the skip, two (B, C_out, H, W); or, where it has none,
-            the map itself.
+            Its part of the first convolution and of the residual, two (B, C_out, H, W); or, where it has
+            none, the map itself.
         """
-        return self._parts(skip, slice(self.in_channels, None)) if self.takes_parts else (skip,)
+        if not self.takes_parts:
+            return (skip,)
+        channels = slice(self.in_channels, None)
+        return self._convolved(skip, channels), self._residual(skip, channels)
 
-    def _parts(self, inputs: Tensor, channels: slice) -> tuple[Tensor, Tensor]:
-        residual = resampled(inputs, self.resample)
-        if isinstance(self.skip, nn.Conv2d):
-            bias = None if channels.start else self.skip.bias
-            residual = F.conv2d(residual, self.skip.weight[:, channels], bias)
-        return norm_silu_convolution(self.norm_in, self.conv_in, inputs, self.resample, channels), residual
+    def _convolved(self, inputs: Tensor, channels: slice) -> Tensor:
+        return norm_silu_convolution(self.norm_in, self.conv_in, inputs, self.resample, channels)
 
-    def forward(self, hidden_states: Tensor, label_embedding: Tensor | None, *of_skip: Tensor) -> Tensor:
+    def _residual(self, inputs: Tensor, channels: slice) -> Tensor:
+        inputs = resampled(inputs, self.resample)
+        if not isinstance(self.skip, nn.Conv2d):
+            return inputs
+        return F.conv2d(inputs, self.skip.weight[:, channels], None if channels.start else self.skip.bias)
+
+    def forward(self, inputs: Tensor, label_embedding: Tensor | None, *of_skip: Tensor) -> Tensor:
         """(B, C_in, H, W), SiLU of the label's embedding (B, label_width) -> (B, C_out, H', W').
 
-        No label is needed where it makes no difference. `of_skip` as the function of that name returns it.
+        No label is needed where it makes no difference. `of_skip` as the function of that name returns it, or
+        the encoder's feature map itself.
         """
         channels = slice(None, self.in_channels)
-        if len(of_skip) == 1:
-            hidden_states, channels = torch.cat([hidden_states, *of_skip], dim=1), slice(None)
-        hidden_states, residual = self._parts(hidden_states, channels)
+        if of_skip and not self.takes_parts:
+            inputs, channels = torch.cat([inputs, *of_skip], dim=1), slice(None)
+        parts = [(inputs, channels)]
+        if len(of_skip) == 1 and self.takes_parts:
+            parts.append((of_skip[0], slice(self.in_channels, None)))
+        # One after another, and the residual last: so that few maps are held at a time.
+        hidden_states = self._convolved(*parts[0])
+        for part in parts[1:]:
+            hidden_states += self._convolved(*part)
         if len(of_skip) == 2:
             hidden_states += of_skip[0]
-            residual += of_skip[1]
         if self.takes_label:
             hidden_states += self.label_projection(label_embedding)[:, :, None, None]
         hidden_states = norm_silu_convolution(self.norm_out, self.conv_out, hidden_states)
-        hidden_states += residual
+        for part in parts:
+            hidden_states += self._residual(*part)
+        if len(of_skip) == 2:
+            hidden_states += of_skip[1]
         return hidden_states
 
 
@@ -225,6 +239,7 @@ class GalipEncoderLevel(nn.Module):
         )
         is_last = level == len(config.level_channels) - 1
         self.downsample = None if is_last else GalipResidualBlock(config, channels, channels, resample="down")
+        self.number_of_maps = len(self.blocks) + (not is_last)
 
     def forward(
         self, hidden_states: Tensor, label_embedding: Tensor | None, prompt: Prompt | None

@@ -364,15 +364,17 @@ class GalipForImageTranslation(GalipPreTrainedModel):
         translation = self.decode(self.encode(pixel_values), labels, prompt_states)
         return GalipTranslationOutput(translation=translation[..., :height, :width])
 
-    def encode(self, pixel_values: Tensor) -> list[Tensor]:
-        """All that is the same for every target: the encoder's `config.shared_levels`, and what the decoder
-        makes of their feature maps alone.
+    def encode(self, pixel_values: Tensor, targets: int = 1) -> list[Tensor]:
+        """All that is the same for every target: the encoder's `config.shared_levels`, and, for several
+        targets, what the decoder makes of their feature maps alone.
 
         Args:
             pixel_values: (B, 1, H, W) float in [0, 1].
+            targets: how often the result is to be decoded. For one, the decoder makes its parts when it needs
+                them: they take twice the memory of the maps that they are made of.
 
         Returns:
-            The feature map of these levels, and for each map that the decoder takes of them its
+            The feature map of these levels, and each map that the decoder takes of them, or its
             `GalipResidualBlock.of_skip`; (B, C, H', W'), channels_last.
         """
         # Of one channel, both layouts are the same memory: the strides tell which is meant.
@@ -380,6 +382,8 @@ class GalipForImageTranslation(GalipPreTrainedModel):
         skips = [channels_last(self.conv_in(images))]
         for level in self.encoder[: self.config.shared_levels]:
             skips += level(skips[-1], None, None)
+        if targets == 1:
+            return [skips[-1], *skips]
         takers = self._takers_of_skips()
         return [skips[-1], *(part for skip in skips for part in next(takers).of_skip(skip))]
 
@@ -438,7 +442,7 @@ class GalipForImageTranslation(GalipPreTrainedModel):
         """
         self._check_pixel_values(pixel_values)
         height, width = pixel_values.shape[-2:]
-        features = self.encode(pixel_values)
+        features = self.encode(pixel_values, len(targets))
         return [
             self._decode(features, target.label_embedding, target.prompt)[..., :height, :width]
             for target in targets
@@ -451,18 +455,24 @@ class GalipForImageTranslation(GalipPreTrainedModel):
         bottom, right = (math.ceil(length / multiple) * multiple - length for length in (height, width))
         return F.pad(pixel_values, (0, right, 0, bottom), mode="replicate")
 
-    def _decode(self, features: Sequence[Tensor], label_embedding: Tensor, prompt: Prompt) -> Tensor:
-        hidden_states, *parts = features
-        takers = self._takers_of_skips()
-        skips: list[tuple[Tensor, ...]] = []
+    def _skips(self, parts: list[Tensor]) -> list[tuple[Tensor, ...]]:
+        """What `encode` returns behind the first feature map, as the decoder's blocks take it."""
+        shared = cast("list[GalipEncoderLevel]", self.encoder[: self.config.shared_levels])
+        if len(parts) == 1 + sum(level.number_of_maps for level in shared):  # the maps themselves
+            return [(part,) for part in parts]
+        takers, skips = self._takers_of_skips(), []
         while parts:
             number = 2 if next(takers).takes_parts else 1
             skips.append(tuple(parts[:number]))
-            del parts[:number]
+            parts = parts[number:]
+        return skips
+
+    def _decode(self, features: Sequence[Tensor], label_embedding: Tensor, prompt: Prompt) -> Tensor:
+        hidden_states, *parts = features
+        skips = self._skips(parts)
         for level in self.encoder[self.config.shared_levels :]:
-            for skip in level(hidden_states, label_embedding, prompt):
-                skips.append(next(takers).of_skip(skip))
-                hidden_states = skip
+            skips += [(skip,) for skip in level(hidden_states, label_embedding, prompt)]
+            (hidden_states,) = skips[-1]
         hidden_states = self.middle(hidden_states, label_embedding, prompt)
         for level in self.decoder:
             hidden_states = level(hidden_states, skips, label_embedding, prompt)

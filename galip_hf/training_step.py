@@ -199,12 +199,13 @@ class TrainingStep:
         weights = self.weights
         with self.autocast():
             prompts = self._prompts(batch)
-            features = _Cut(self._encode(batch.sources))
+            wants_fakes = bool(weights.cycle or weights.paired or self._uses_clip)
+            features = _Cut(self._encode(batch.sources, bool(weights.identity) + wants_fakes))
             if weights.identity:
                 same = self._translate(features.leaves, batch.source_labels, batch, prompts)
                 self._run_backward({"identity": losses.identity_loss(same, batch.sources)}, share, values)
                 del same
-            if weights.cycle or weights.paired or self._uses_clip:
+            if wants_fakes:
                 fakes = _Cut([self._translate(features.leaves, batch.target_labels, batch, prompts)])
                 self._losses_of_fakes(batch, fakes.leaves[0], prompts, share, values)
                 fakes.backward()

@@ -484,6 +484,18 @@ def test_the_decoders_share_of_shared_feature_maps_is_computed_once() -> None:
     assert of_skip.call_count == 1
 
 
+def test_for_one_target_the_encoders_maps_are_held_and_not_the_decoders_parts() -> None:
+    """The parts are twice as large, and would all be held until the decoder comes to them."""
+    model = filled_model(tiny_config(norm_groups=8))
+    labels, states = model.target_labels("T2", 2), model.prompt_states[[1, 1]]
+    assert model.config.domain_names[1] == "T2"
+    with torch.inference_mode():
+        of_one, of_two = (model.encode(images(2, 1, 16, 16), targets) for targets in (1, 2))
+        found, expected = (model.decode(features, labels, states) for features in (of_one, of_two))
+    assert len(of_one) < len(of_two)
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
+
+
 def test_the_default_model_shares_its_two_finest_levels() -> None:
     """And there all blocks of the decoder but one take their skip in parts."""
     model = GalipForImageTranslation(GalipConfig())

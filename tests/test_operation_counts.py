@@ -68,17 +68,20 @@ def test_a_step_does_no_more_operations_than_its_passes(make_trainer: MakeTraine
     batch, domains = a_step(trainer)
     step = flops(lambda: trainer.training_step([batch], domains))
     with torch.no_grad():
-        features = generator.encode(batch.sources)
+        of_one, of_two = (generator.encode(batch.sources, targets) for targets in (1, 2))
         states = generator.prompt_states[batch.target_labels]
-        encode = flops(lambda: generator.encode(batch.sources))
-        decode = flops(lambda: generator.decode(features, batch.target_labels, states))
+        shared = flops(lambda: generator.encode(batch.sources, 2))  # by the fakes and the identity
+        decode = flops(lambda: generator.decode(of_two, batch.target_labels, states))
+        back = flops(lambda: generator.encode(batch.sources))
+        back += flops(lambda: generator.decode(of_one, batch.target_labels, states))
+        assert shared + decode == back
         look = flops(lambda: backbone.encode_images(batch.sources))
         tokens = [torch.cat([part, part]) for part in backbone.encode_images(batch.sources).patch_tokens]
         text = trainer.gradients.text_embeddings[torch.cat([batch.target_labels] * 2)]
         heads = flops(lambda: discriminator(tokens, batch.target_domains * 2, text))
     # A backward pass costs two forward ones, one where no weight is trained; that of the heads is run for the
     # fakes, and for the weights.
-    expected = 3 * (2 * encode + 3 * decode) + (2 + 1) * look + (1 + 1 + 2) * heads
+    expected = 3 * (shared + 2 * decode + back) + (2 + 1) * look + (1 + 1 + 2) * heads
     # Attention is computed again in its backward pass; first layers hand no gradient on.
     assert step == pytest.approx(expected, rel=0.1)
 
