@@ -10,19 +10,14 @@ leave that range.
 """
 
 import importlib
-import json
 import math
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pickle import PickleError
 from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
-from huggingface_hub import get_token, try_to_load_from_cache
-from huggingface_hub.errors import HTTPError
-from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers import initialization as init
@@ -43,47 +38,7 @@ from .generator_blocks import (
 )
 from .group_norm import channels_last
 from .norm_silu_convolution import norm_silu_convolution
-
-# What is wrong with the files or with the Hub comes in many kinds; a wrong argument is a TypeError.
-_LOADING_ERRORS = (SafetensorError, OSError, ValueError, RuntimeError, HTTPError, PickleError, EOFError)
-
-
-def _fault(error: Exception, weights: str, token: str | bool | None) -> str:
-    """Why a model with the file `weights` was not loaded, in one line."""
-    reason = " ".join(str(error).split()) or type(error).__name__
-    for secret in (token, get_token()):  # should a server have quoted it
-        if isinstance(secret, str) and secret:
-            reason = reason.replace(secret, "<token>")
-    if isinstance(error, SafetensorError):
-        return f"the weights (*.safetensors) are damaged: {reason}"
-    if "use_safetensors" in reason or f"file named {weights}" in reason:
-        return (
-            f"no {weights} in it; weights in a pickle (.bin, .pt, .pth) are refused because a pickle can run "
-            "code: ask its owner for safetensors"
-        )
-    return reason
-
-
-def _check_shards(index: Any) -> None:
-    """Refuse a list of weight files, if there is one, that leads out of its folder or to a pickle."""
-    if not isinstance(index, str) or not os.path.isfile(index):
-        return
-    try:
-        with open(index, encoding="utf-8") as file:
-            names = set(json.load(file)["weight_map"].values())
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
-        raise GalipError(f"{index}: not readable; expected JSON with a 'weight_map' of file names") from None
-    for name in names:
-        if not isinstance(name, str) or os.path.basename(name) != name or not name.endswith(".safetensors"):
-            raise GalipError(f"{index}: names {name!r}; expected *.safetensors files in the same folder")
-
-
-def _cached(repo: str, name: str, options: Mapping[str, Any]) -> Any:
-    """Path of a repository's file in the cache, if it is there; `options` as in `from_pretrained`."""
-    path = f"{options['subfolder']}/{name}" if options.get("subfolder") else name
-    return try_to_load_from_cache(
-        repo, path, cache_dir=options.get("cache_dir"), revision=options.get("revision")
-    )
+from .weight_files import LOADING_ERRORS, cached_file, check_shards, loading_fault
 
 
 @dataclass
@@ -166,7 +121,7 @@ class GalipPreTrainedModel(PreTrainedModel):
                 raise GalipError(f"{option}=False: only safetensors are loaded; a pickle could run code")
         suffix = f".{kwargs['variant']}" if kwargs.get("variant") else ""
         weights, index = f"model{suffix}.safetensors", f"model.safetensors.index{suffix}.json"
-        _check_shards(os.path.join(folder, index))
+        check_shards(os.path.join(folder, index))
         wants_info = kwargs.pop("output_loading_info", False)
         loading = {
             **kwargs,
@@ -178,9 +133,9 @@ class GalipPreTrainedModel(PreTrainedModel):
         try:
             loaded: Any = super().from_pretrained(pretrained_model_name_or_path, *args, **loading)
             if not os.path.isdir(directory):  # of the Hub: the list was not to be had before
-                _check_shards(_cached(directory, index, kwargs))
-        except _LOADING_ERRORS as error:
-            raise GalipError(f"{directory}: {_fault(error, weights, kwargs.get('token'))}") from None
+                check_shards(cached_file(directory, index, kwargs))
+        except LOADING_ERRORS as error:
+            raise GalipError(f"{directory}: {loading_fault(error, weights, kwargs.get('token'))}") from None
         model, info = loaded
         faults = [
             f"{len(info[kind])} {kind.removesuffix('_keys')} (e.g. {sorted(map(str, info[kind]))[0]})"

@@ -28,6 +28,7 @@ MODULES = {
     "image_processing_galip.py",
     "modeling_galip.py",
     "norm_silu_convolution.py",
+    "weight_files.py",
 }
 # What the process below must not have: this package, and all that only it needs.
 HIDDEN = [
