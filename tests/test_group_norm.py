@@ -9,13 +9,12 @@ from galip_hf import group_norm
 from galip_hf.generator_blocks import GalipGroupNorm
 from galip_hf.group_norm import channels_last, group_norm_gradients, group_statistics, scale_and_shift
 
-# Height and width: few pixels; several parts, the last of them smaller.
-SIZES = [(6, 8), (40, 40)]
+# Height and width: few pixels; many; one row; narrow; as many as in use.
+SIZES = [(6, 8), (40, 28), (1, 130), (60, 4), (256, 256)]
 
 
 @pytest.fixture(autouse=True)
-def small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(group_norm, "PART", 12 * 40 * 12)
+def few_are_a_hundred(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(group_norm, "FEW", 100)
 
 
