@@ -39,25 +39,30 @@ _REGISTRATIONS: list[tuple[str, str, Callable[[Any, Any], None]]] = [
         _register_image_processor,
     ),
 ]
-_WATCHED = {name for auto, ours, _ in _REGISTRATIONS for name in (auto, ours)}
+_AUTO = {auto for auto, _, _ in _REGISTRATIONS}
 
 
 class _RegisterAfterImport(MetaPathFinder):
     def __init__(self) -> None:
-        self._begun = _WATCHED & set(sys.modules)
-        self._imported = set(self._begun)
+        self._imported = _AUTO & set(sys.modules)
+        self._pending = list(_REGISTRATIONS)
+        self._in_the_midst = 0  # modules of ours whose import has begun
 
     def find_spec(self, fullname: str, path: Sequence[str] | None, target: Any = None) -> ModuleSpec | None:
-        if fullname not in _WATCHED:
+        is_ours = fullname.startswith(f"{__package__}.")
+        if not is_ours and fullname not in _AUTO:
             return None
         spec = PathFinder.find_spec(fullname, path, target)
         if spec is None or spec.loader is None:
             return None
-        self._begun.add(fullname)
         execute = spec.loader.exec_module
 
         def execute_and_register(module: Any) -> None:
-            execute(module)
+            self._in_the_midst += is_ours
+            try:
+                execute(module)
+            finally:
+                self._in_the_midst -= is_ours
             self._imported.add(fullname)
             self.register()
 
@@ -65,10 +70,15 @@ class _RegisterAfterImport(MetaPathFinder):
         return spec
 
     def register(self) -> None:
-        """Register with every Auto class that is there, except classes whose module is not yet whole."""
-        for auto, ours, register in _REGISTRATIONS:
-            if auto in self._imported and (ours in self._imported or ours not in self._begun):
-                register(sys.modules[auto], importlib.import_module(ours))
+        """Register with every Auto class that is there, if all of ours that are imported are whole."""
+        for registration in list(self._pending):
+            auto, ours, register = registration
+            if self._in_the_midst or auto not in self._imported:
+                continue
+            module = importlib.import_module(ours)  # may itself come to register it
+            if registration in self._pending:
+                self._pending.remove(registration)
+                register(sys.modules[auto], module)
 
 
 def register_with_transformers() -> None:

@@ -82,11 +82,14 @@ def test_a_translation_imports_only_what_it_uses(model_directory: Path, tmp_path
         # The model's module imports, halfway through, transformers' module of Auto classes.
         "from galip_hf import GalipForImageTranslation\n"
         "from transformers import AutoConfig, AutoImageProcessor, AutoModelForImageToImage",
+        # So does one that the model's module imports.
+        "import galip_hf.generator_blocks\n"
+        "from transformers import AutoConfig, AutoImageProcessor, AutoModelForImageToImage",
         "import transformers, galip_hf\nfrom transformers import AutoConfig\n"
         "from galip_hf import GalipPipeline\n"
         "from transformers import AutoImageProcessor, AutoModelForImageToImage",
     ],
-    ids=["ours first", "theirs first", "a class of ours first", "mixed"],
+    ids=["ours first", "theirs first", "a class of ours first", "a part of it first", "mixed"],
 )
 def test_the_auto_classes_know_ours_in_every_order_of_imports(imports: str, model_directory: Path) -> None:
     program = (
