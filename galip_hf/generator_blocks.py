@@ -86,13 +86,15 @@ class GalipResidualBlock(nn.Module):
         channels = slice(self.in_channels, None)
         return self._convolved(skip, channels), self._residual(skip, channels)
 
-    def _convolved(self, inputs: Tensor, channels: slice) -> Tensor:
+    def _convolved(self, inputs: Tensor, channels: slice | None) -> Tensor:
         return norm_silu_convolution(self.norm_in, self.conv_in, inputs, self.resample, channels)
 
-    def _residual(self, inputs: Tensor, channels: slice) -> Tensor:
+    def _residual(self, inputs: Tensor, channels: slice | None) -> Tensor:
         inputs = resampled(inputs, self.resample)
         if not isinstance(self.skip, nn.Conv2d):
             return inputs
+        if channels is None:
+            return self.skip(inputs)
         return F.conv2d(inputs, self.skip.weight[:, channels], None if channels.start else self.skip.bias)
 
     def forward(self, inputs: Tensor, label_embedding: Tensor | None, *of_skip: Tensor) -> Tensor:
@@ -101,10 +103,9 @@ class GalipResidualBlock(nn.Module):
         No label is needed where it makes no difference. `of_skip` as the function of that name returns it, or
         the encoder's feature map itself.
         """
-        channels = slice(None, self.in_channels)
         if of_skip and not self.takes_parts:
-            inputs, channels = torch.cat([inputs, *of_skip], dim=1), slice(None)
-        parts = [(inputs, channels)]
+            inputs = torch.cat([inputs, *of_skip], dim=1)
+        parts = [(inputs, slice(None, self.in_channels) if self.takes_parts else None)]
         if len(of_skip) == 1 and self.takes_parts:
             parts.append((of_skip[0], slice(self.in_channels, None)))
         # One after another, and the residual last: so that few maps are held at a time.

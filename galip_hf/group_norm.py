@@ -1,4 +1,4 @@
-"""GroupNorm of channels_last feature maps: its statistics and its gradients.
+"""GroupNorm of channels_last feature maps, and its gradients.
 
 Convolutions on the CPU are faster in channels_last. PyTorch's GroupNorm is not fit for it there: it computes
 the variance in one pass and loses it where the mean is large (by 0.5 at mean / deviation = 100), and its
@@ -28,41 +28,44 @@ def precise_group_norm(images: Tensor, groups: int, weight: Tensor, bias: Tensor
     return F.group_norm(images.to(precise).contiguous(), groups, weight.to(precise), bias.to(precise), eps)
 
 
-def group_statistics(images: Tensor, groups: int, eps: float) -> tuple[Tensor, Tensor]:
-    """Mean and inverse deviation of each group.
+def group_norm(
+    images: Tensor, groups: int, weight: Tensor, bias: Tensor, eps: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The norm, and what its backward pass needs besides the images.
 
     Args:
         images: (B, C, H, W), channels_last, float32 or float64.
         groups: their number; divides C.
+        weight, bias: (C,), of the images' type.
         eps: added to the variance.
 
     Returns:
-        Two (B, groups).
+        The normalised images (B, C, H, W), channels_last; mean and inverse deviation of each group, two
+        (B, groups).
     """
     if _is_few(images):
         batch, channels, height, width = images.shape
-        _, mean, inverse = _aten.native_group_norm(
-            images.contiguous(), None, None, batch, channels, height * width, groups, eps
+        normalised, mean, inverse = _aten.native_group_norm(
+            images.contiguous(), weight, bias, batch, channels, height * width, groups, eps
         )
-        return mean, inverse
-    mean, variance = _of_parts(
-        *(values.unflatten(1, (groups, -1)).transpose(1, 2) for values in _channel_statistics(images))
-    )
+        return channels_last(normalised), mean, inverse
+    mean, inverse = _group_statistics(images, groups, eps)
+    return normalise(images, mean, inverse, weight, bias), mean, inverse
+
+
+def normalise(images: Tensor, mean: Tensor, inverse: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """The norm again, of `group_norm`'s mean and inverse deviation."""
+    scale = _of_channels(inverse, images) * weight
+    shift = bias - _of_channels(mean, images) * scale
+    return torch.addcmul(shift[:, :, None, None], images, scale[:, :, None, None])
+
+
+def _group_statistics(images: Tensor, groups: int, eps: float) -> tuple[Tensor, Tensor]:
+    """Mean and inverse deviation of each group, two (B, groups)."""
+    mean, variance = _channel_statistics(images)
+    if groups < images.shape[1]:
+        mean, variance = _of_parts(*(values.unflatten(1, (groups, -1)).mT for values in (mean, variance)))
     return mean, torch.rsqrt(variance + eps)
-
-
-def _of_parts(means: Tensor, variances: Tensor) -> tuple[Tensor, Tensor]:
-    """(B, parts, N) of parts with the same number of pixels -> (B, N) of all their pixels."""
-    mean = means.mean(dim=1)
-    return mean, (variances + (means - mean[:, None]).square()).mean(dim=1)
-
-
-def _is_few(images: Tensor) -> bool:
-    return _is_cpu(images) and images.shape[2] * images.shape[3] <= FEW
-
-
-def _is_cpu(images: Tensor) -> bool:
-    return images.device.type == "cpu"
 
 
 def _channel_statistics(images: Tensor) -> tuple[Tensor, Tensor]:
@@ -71,8 +74,23 @@ def _channel_statistics(images: Tensor) -> tuple[Tensor, Tensor]:
         variance, mean = torch.var_mean(images, dim=(2, 3), correction=0)
         return mean, variance
     of_samples = (torch.batch_norm_update_stats(_in_rows(sample), None, None, 0.0) for sample in images)
-    means, variances = map(torch.stack, zip(*of_samples, strict=True))
-    return _of_parts(*(values.unflatten(1, (-1, images.shape[1])) for values in (means, variances)))
+    of_columns = map(torch.stack, zip(*of_samples, strict=True))
+    return _of_parts(*(values.unflatten(1, (images.shape[3], -1)) for values in of_columns))
+
+
+def _of_parts(means: Tensor, variances: Tensor) -> tuple[Tensor, Tensor]:
+    """(B, parts, N) of parts with the same number of pixels -> (B, N) of all their pixels."""
+    mean = means.mean(dim=1)
+    distance = means - mean[:, None]
+    return mean, torch.addcmul(variances, distance, distance).mean(dim=1)
+
+
+def _is_few(images: Tensor) -> bool:
+    return _is_cpu(images) and images.shape[2] * images.shape[3] <= FEW
+
+
+def _is_cpu(images: Tensor) -> bool:
+    return images.device.type == "cpu"
 
 
 def _in_rows(sample: Tensor) -> Tensor:
@@ -85,15 +103,6 @@ def _of_channels(values: Tensor, like: Tensor) -> Tensor:
     return values.repeat_interleave(like.shape[1] // values.shape[1], dim=1)
 
 
-def scale_and_shift(
-    images: Tensor, mean: Tensor, inverse: Tensor, weight: Tensor, bias: Tensor
-) -> tuple[Tensor, Tensor]:
-    """The norm as `shift + images * scale`, two (B, C, 1, 1): of `group_statistics`, weight and bias (C,)."""
-    scale = _of_channels(inverse, images) * weight
-    shift = bias - _of_channels(mean, images) * scale
-    return scale[:, :, None, None], shift[:, :, None, None]
-
-
 def group_norm_gradients(
     gradient: Tensor, images: Tensor, mean: Tensor, inverse: Tensor, weight: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -101,7 +110,7 @@ def group_norm_gradients(
 
     Args:
         gradient: (B, C, H, W) with respect to the norm's output, channels_last.
-        images, mean, inverse: input and `group_statistics` of the forward pass.
+        images, mean, inverse: input of the forward pass, and what `group_norm` returned of it.
         weight: (C,).
     """
     groups = mean.shape[1]
@@ -145,8 +154,8 @@ def _channel_sums(gradient: Tensor, images: Tensor, mean: Tensor, inverse: Tenso
 
 __all__ = [
     "channels_last",
+    "group_norm",
     "group_norm_gradients",
-    "group_statistics",
+    "normalise",
     "precise_group_norm",
-    "scale_and_shift",
 ]

@@ -12,13 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from .group_norm import (
-    channels_last,
-    group_norm_gradients,
-    group_statistics,
-    precise_group_norm,
-    scale_and_shift,
-)
+from .group_norm import channels_last, group_norm, group_norm_gradients, normalise, precise_group_norm
 
 Resample = Literal["down", "up"] | None
 
@@ -82,6 +76,33 @@ def _convolution_gradients(
     return of_images, of_weight, of_bias
 
 
+def _forward(
+    inputs: Tensor,
+    norm_weight: Tensor,
+    norm_bias: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    groups: int,
+    eps: float,
+    resample: Resample,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Output, channels_last; mean and inverse deviation of the norm."""
+    dtype = _convolution_type(inputs)
+    with torch.autocast(inputs.device.type, enabled=False):
+        images = _precise(inputs)
+        norm_weight, norm_bias = norm_weight.to(images.dtype), norm_bias.to(images.dtype)
+        normalised, mean, inverse = group_norm(images, groups, norm_weight, norm_bias, eps)
+        activated = F.silu(normalised, inplace=True).to(dtype)
+        bias = None if bias is None else bias.to(dtype)
+        return channels_last(_convolution(activated, weight.to(dtype), bias, resample)), mean, inverse
+
+
+def _convolution_type(inputs: Tensor) -> torch.dtype:
+    """Autocast's type, or the input's."""
+    kind = inputs.device.type
+    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else inputs.dtype
+
+
 class NormSiluConvolution(torch.autograd.Function):
     """`conv(resampled(silu(norm(inputs))))` for a GroupNorm and a 3 x 3 convolution with padding 1.
 
@@ -100,30 +121,19 @@ class NormSiluConvolution(torch.autograd.Function):
         eps: float,
         resample: Resample,
     ) -> Tensor:
-        kind = inputs.device.type
-        is_autocast = torch.is_autocast_enabled(kind)
-        ctx.dtype = torch.get_autocast_dtype(kind) if is_autocast else inputs.dtype
-        ctx.resample = resample
-        with torch.autocast(kind, enabled=False):
-            images = _precise(inputs)
-            mean, inverse = group_statistics(images, groups, eps)
-            ctx.save_for_backward(inputs, norm_weight, norm_bias, weight, bias, mean, inverse)
-            normalised = _normalise(images, mean, inverse, norm_weight, norm_bias)
-            return channels_last(
-                _convolution(
-                    F.silu(normalised, inplace=True).to(ctx.dtype),
-                    weight.to(ctx.dtype),
-                    None if bias is None else bias.to(ctx.dtype),
-                    resample,
-                )
-            )
+        ctx.dtype, ctx.resample = _convolution_type(inputs), resample
+        parameters = (norm_weight, norm_bias, weight, bias)
+        output, *statistics = _forward(inputs, *parameters, groups, eps, resample)
+        ctx.save_for_backward(inputs, *parameters, *statistics)
+        return output
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         inputs, norm_weight, norm_bias, weight, bias, mean, inverse = ctx.saved_tensors
         images = _precise(inputs)
-        normalised = _normalise(images, mean, inverse, norm_weight, norm_bias)
+        precise_weight, precise_bias = norm_weight.to(images.dtype), norm_bias.to(images.dtype)
+        normalised = normalise(images, mean, inverse, precise_weight, precise_bias)
         gradient, of_weight, of_bias = _convolution_gradients(
             channels_last(gradient),
             F.silu(normalised).to(ctx.dtype),
@@ -135,7 +145,7 @@ class NormSiluConvolution(torch.autograd.Function):
         gradient = _aten.silu_backward.grad_input(gradient, normalised, grad_input=gradient)
         del normalised
         gradient, of_norm_weight, of_norm_bias = group_norm_gradients(
-            gradient, images, mean, inverse, norm_weight.to(images.dtype)
+            gradient, images, mean, inverse, precise_weight
         )
         return (
             gradient.to(inputs.dtype),
@@ -153,9 +163,14 @@ def _precise(inputs: Tensor) -> Tensor:
     return channels_last(inputs.to(torch.promote_types(inputs.dtype, torch.float32)))
 
 
-def _normalise(images: Tensor, mean: Tensor, inverse: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    scale, shift = scale_and_shift(images, mean, inverse, weight.to(images.dtype), bias.to(images.dtype))
-    return torch.addcmul(shift, images, scale)
+def _parameters(
+    norm: nn.GroupNorm, conv: nn.Conv2d, channels: slice | None
+) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+    """Weight and bias of the norm and of the convolution, those of some of its input's channels or of all."""
+    if channels is None:
+        return norm.weight, norm.bias, conv.weight, conv.bias
+    bias = None if channels.start else conv.bias
+    return norm.weight[channels], norm.bias[channels], conv.weight[:, channels], bias
 
 
 def norm_silu_convolution(
@@ -163,7 +178,7 @@ def norm_silu_convolution(
     conv: nn.Conv2d,
     inputs: Tensor,
     resample: Resample = None,
-    channels: slice = slice(None),
+    channels: slice | None = None,
 ) -> Tensor:
     """`conv(resampled(silu(norm(inputs)), resample))`.
 
@@ -178,14 +193,13 @@ def norm_silu_convolution(
         (B, C_out, H', W'), channels_last; nothing else refers to it, so that it may be changed in place.
     """
     groups = norm.num_groups * inputs.shape[1] // norm.num_channels
-    norm_weight, norm_bias, weight = norm.weight[channels], norm.bias[channels], conv.weight[:, channels]
-    bias = None if channels.start else conv.bias
+    parameters = _parameters(norm, conv, channels)
     if torch.compiler.is_compiling():
-        normalised = precise_group_norm(inputs, groups, norm_weight, norm_bias, norm.eps)
-        return _convolution(F.silu(normalised).to(inputs.dtype), weight, bias, resample)
-    result: Tensor = NormSiluConvolution.apply(
-        inputs, norm_weight, norm_bias, weight, bias, groups, norm.eps, resample
-    )
+        normalised = precise_group_norm(inputs, groups, *parameters[:2], norm.eps)
+        return _convolution(F.silu(normalised).to(inputs.dtype), *parameters[2:], resample)
+    if not torch.is_grad_enabled():
+        return _forward(inputs, *parameters, groups, norm.eps, resample)[0]
+    result: Tensor = NormSiluConvolution.apply(inputs, *parameters, groups, norm.eps, resample)
     return result
 
 

@@ -101,6 +101,22 @@ def test_it_keeps_its_input_alone() -> None:
     assert len(maps) == 1 and maps[0].data_ptr() == inputs.data_ptr()
 
 
+@pytest.mark.parametrize("size", [16, 48])
+@pytest.mark.parametrize("resample", [None, "down", "up"])
+@pytest.mark.parametrize("autocast", [False, True])
+def test_without_gradients_the_output_is_the_same(autocast: bool, resample: Any, size: int) -> None:
+    norm, conv = layers(torch.float32)
+    inputs = channels_last(3 + torch.randn(2, 8, size, size))
+    given = inputs.clone()
+    with torch.autocast("cpu", dtype=torch.bfloat16, enabled=autocast):
+        expected = norm_silu_convolution(norm, conv, inputs, resample)
+        with torch.no_grad():
+            found = norm_silu_convolution(norm, conv, inputs, resample)
+    assert expected.requires_grad and not found.requires_grad
+    assert torch.equal(found, expected) and found.stride() == expected.stride()
+    assert torch.equal(inputs, given)
+
+
 def test_the_norm_stays_in_float32_under_autocast() -> None:
     norm, conv = layers(torch.float32)
     inputs = 300 + torch.randn(2, 8, 16, 16)  # bfloat16 would keep a digit or two of it
