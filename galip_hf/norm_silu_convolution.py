@@ -110,20 +110,11 @@ class NormSiluConvolution(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(
-        ctx: Any,
-        inputs: Tensor,
-        norm_weight: Tensor,
-        norm_bias: Tensor,
-        weight: Tensor,
-        bias: Tensor | None,
-        groups: int,
-        eps: float,
-        resample: Resample,
-    ) -> Tensor:
+    def forward(ctx: Any, inputs: Tensor, *arguments: Any) -> Tensor:
+        """Those of `_forward`."""
+        *parameters, _, _, resample = arguments
         ctx.dtype, ctx.resample = _convolution_type(inputs), resample
-        parameters = (norm_weight, norm_bias, weight, bias)
-        output, *statistics = _forward(inputs, *parameters, groups, eps, resample)
+        output, *statistics = _forward(inputs, *arguments)
         ctx.save_for_backward(inputs, *parameters, *statistics)
         return output
 

@@ -10,7 +10,7 @@ from galip_hf.generator_blocks import GalipGroupNorm
 from galip_hf.group_norm import channels_last, group_norm_gradients, normalise
 
 # Height and width: few pixels; many; one row; narrow; as many as in use.
-SIZES = [(6, 8), (40, 28), (1, 130), (60, 4), (256, 256)]
+SIZES = [(6, 8), (40, 40), (40, 28), (1, 130), (60, 4), (256, 256)]
 
 
 @pytest.fixture(autouse=True)
