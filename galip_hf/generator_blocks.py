@@ -4,14 +4,13 @@ Source: the U-Net of latent diffusion (Rombach et al., CVPR 2022) without a time
 MIDL 2025. Feature maps are (B, C, H, W), channels_last; tokens (B, N, width).
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import pairwise
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers.modeling_layers import GradientCheckpointingLayer
 
 from .configuration_galip import GalipConfig
 from .group_norm import channels_last, precise_group_norm
@@ -203,7 +202,24 @@ class GalipSpatialTransformer(nn.Module):
         return projected
 
 
-class GalipBlock(GradientCheckpointingLayer):
+class GalipCheckpointedModule(nn.Module):
+    """A part whose activations are computed again in the backward pass, where that is asked for.
+
+    `PreTrainedModel.gradient_checkpointing_enable` looks for the attribute, and sets it and the function.
+    """
+
+    gradient_checkpointing = False
+    _gradient_checkpointing_func: Callable[..., Tensor]
+    compute: Callable[..., Tensor]  # what `forward` returns
+
+    def forward(self, *inputs: Any) -> Tensor:
+        """`compute`; positional arguments alone, as a checkpoint gives gradients to no others."""
+        if self.gradient_checkpointing and self.training and torch.is_grad_enabled():
+            return self._gradient_checkpointing_func(self.compute, *inputs)
+        return self.compute(*inputs)
+
+
+class GalipBlock(GalipCheckpointedModule):
     """A residual block and, at the rates that have attention, a spatial transformer."""
 
     def __init__(
@@ -214,7 +230,7 @@ class GalipBlock(GradientCheckpointingLayer):
         has_attention = rate in config.attention_rates
         self.transformer = GalipSpatialTransformer(config, out_channels) if has_attention else None
 
-    def forward(
+    def compute(
         self,
         hidden_states: Tensor,
         label_embedding: Tensor | None,
@@ -281,7 +297,7 @@ class GalipDecoderLevel(nn.Module):
         return hidden_states
 
 
-class GalipMiddle(GradientCheckpointingLayer):
+class GalipMiddle(GalipCheckpointedModule):
     """Residual block, spatial transformer, residual block at the coarsest resolution."""
 
     def __init__(self, config: GalipConfig, channels: int) -> None:
@@ -290,7 +306,7 @@ class GalipMiddle(GradientCheckpointingLayer):
         self.transformer = GalipSpatialTransformer(config, channels)
         self.residual_out = GalipResidualBlock(config, channels, channels)
 
-    def forward(self, hidden_states: Tensor, label_embedding: Tensor, prompt: Prompt) -> Tensor:
+    def compute(self, hidden_states: Tensor, label_embedding: Tensor, prompt: Prompt) -> Tensor:
         """(B, C, H, W) -> (B, C, H, W)."""
         hidden_states = self.residual_in(hidden_states, label_embedding)
         hidden_states = self.transformer(hidden_states, prompt)

@@ -38,6 +38,7 @@ from huggingface_hub.errors import (
 from transformers.dynamic_module_utils import get_relative_import_files
 
 from .errors import GalipError
+from .weight_files import file_names
 
 CONFIG, WEIGHTS, PROCESSOR, CARD = "config.json", "model.safetensors", "preprocessor_config.json", "README.md"
 
@@ -214,11 +215,9 @@ def checked_subfolder(subfolder: str) -> str:
 
 def weights_name(variant: str | None) -> str:
     """Name of the weights' file: `model.safetensors`, or `model.ema.safetensors` for the variant `ema`."""
-    if variant is None:
-        return WEIGHTS
-    if not re.fullmatch(r"[A-Za-z0-9_-]+", variant):
+    if variant is not None and not re.fullmatch(r"[A-Za-z0-9_-]+", variant):
         raise GalipError(f"variant {variant!r}: expected letters, digits, - and _, such as 'ema'")
-    return f"model.{variant}.safetensors"
+    return file_names(variant)[0]
 
 
 def _verify_blobs(name: str, paths: Sequence[Path]) -> None:

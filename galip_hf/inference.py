@@ -8,7 +8,7 @@ import torch
 from scipy import ndimage
 
 from .errors import GalipError
-from .modeling_galip import GalipForImageTranslation, GalipTarget
+from .generator import GalipGenerator, GalipTarget
 
 # What stays below this level of model space, after a smoothing that takes off noise, is air in MR and in CT.
 EMPTY_LEVEL = 0.05
@@ -22,7 +22,7 @@ def occupied(slices: np.ndarray) -> np.ndarray:
 
 
 def translate_to_targets(
-    model: GalipForImageTranslation,
+    model: GalipGenerator,
     slices: np.ndarray,
     targets: Sequence[GalipTarget],
     *,
@@ -57,7 +57,7 @@ def translate_to_targets(
 
 
 def _batches(
-    model: GalipForImageTranslation,
+    model: GalipGenerator,
     slices: np.ndarray,
     rows: np.ndarray,
     targets: Sequence[GalipTarget],
@@ -112,7 +112,7 @@ def resize_slices(slices: np.ndarray, height: int, width: int) -> np.ndarray:
 
 
 def translate_slices(
-    model: GalipForImageTranslation, slices: np.ndarray, target_domain: str, batch_size: int = 4
+    model: GalipGenerator, slices: np.ndarray, target_domain: str, batch_size: int = 4
 ) -> np.ndarray:
     """Translate (S, H, W) slices in model space, empty ones too; the same shape, float32."""
     with torch.inference_mode():

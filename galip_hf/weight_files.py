@@ -2,15 +2,18 @@
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pickle import PickleError
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from huggingface_hub import get_token, try_to_load_from_cache
 from huggingface_hub.errors import HTTPError
 from safetensors import SafetensorError
 
 from .errors import GalipError
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 # What is wrong with the files or with the Hub comes in many kinds; a wrong argument is a TypeError.
 LOADING_ERRORS = (SafetensorError, OSError, ValueError, RuntimeError, HTTPError, PickleError, EOFError)
@@ -25,17 +28,42 @@ def loading_fault(error: Exception, weights: str, token: str | bool | None) -> s
     if isinstance(error, SafetensorError):
         return f"the weights (*.safetensors) are damaged: {reason}"
     if "use_safetensors" in reason or f"file named {weights}" in reason:
-        return (
-            f"no {weights} in it; weights in a pickle (.bin, .pt, .pth) are refused because a pickle can run "
-            "code: ask its owner for safetensors"
-        )
+        return _no_weights(weights)
     return reason
 
 
-def check_shards(index: Any) -> None:
-    """Refuse a list of weight files, if there is one, that leads out of its folder or to a pickle."""
+def _no_weights(name: str) -> str:
+    return (
+        f"no {name} in it; weights in a pickle (.bin, .pt, .pth) are refused because a pickle can run code: "
+        "ask its owner for safetensors"
+    )
+
+
+def check_directory(path: str, subfolder: str = "") -> None:
+    """Refuse a file, or a directory without config.json; what does not exist may be a repository's name."""
+    folder = os.path.join(path, subfolder)
+    if os.path.isfile(path) or (
+        os.path.isdir(path) and not os.path.isfile(os.path.join(folder, "config.json"))
+    ):
+        raise GalipError(
+            f"{folder}: not a model directory (no config.json in it); expected one written by save_pretrained"
+        )
+
+
+def file_names(variant: str | None) -> tuple[str, str]:
+    """Of the weights in one file, and of the list of several: `ema` stands for model.ema.safetensors."""
+    suffix = f".{variant}" if variant else ""
+    return f"model{suffix}.safetensors", f"model.safetensors.index{suffix}.json"
+
+
+def check_shards(index: Any) -> list[str]:
+    """Names of the files that a list of weight files, if there is one, consists of.
+
+    Raises:
+        GalipError: the list is not readable, leads out of its folder or to a pickle.
+    """
     if not isinstance(index, str) or not os.path.isfile(index):
-        return
+        return []
     try:
         with open(index, encoding="utf-8") as file:
             names = set(json.load(file)["weight_map"].values())
@@ -44,6 +72,39 @@ def check_shards(index: Any) -> None:
     for name in names:
         if not isinstance(name, str) or os.path.basename(name) != name or not name.endswith(".safetensors"):
             raise GalipError(f"{index}: names {name!r}; expected *.safetensors files in the same folder")
+    return sorted(names)
+
+
+def read_weights(directory: str | os.PathLike[str], variant: str | None = None) -> "dict[str, Tensor]":
+    """The weights in a model directory, in one file or several.
+
+    Raises:
+        GalipError: none in it, damaged, or named in a list that `check_shards` refuses.
+    """
+    from safetensors.torch import load_file
+
+    whole, index = file_names(variant)
+    names = [whole]
+    if not os.path.isfile(os.path.join(directory, whole)):
+        names = check_shards(os.path.join(directory, index)) or names
+    weights: dict[str, Tensor] = {}
+    for name in names:
+        try:
+            weights |= load_file(os.path.join(directory, name))
+        except FileNotFoundError:
+            raise GalipError(f"{directory}: {_no_weights(name)}") from None
+        except LOADING_ERRORS as error:
+            raise GalipError(f"{directory}: {loading_fault(error, name, None)}") from None
+    return weights
+
+
+def check_fit(directory: str, **faulty: Collection[object]) -> None:
+    """Refuse weights that are `missing`, `unexpected` or `mismatched`; GalipError says how many of each."""
+    faults = [
+        f"{len(keys)} {kind} (e.g. {sorted(map(str, keys))[0]})" for kind, keys in faulty.items() if keys
+    ]
+    if faults:
+        raise GalipError(f"{directory}: the weights do not fit config.json: {'; '.join(faults)}")
 
 
 def cached_file(repo: str, name: str, options: Mapping[str, Any]) -> Any:
@@ -54,4 +115,13 @@ def cached_file(repo: str, name: str, options: Mapping[str, Any]) -> Any:
     )
 
 
-__all__ = ["LOADING_ERRORS", "cached_file", "check_shards", "loading_fault"]
+__all__ = [
+    "LOADING_ERRORS",
+    "cached_file",
+    "check_directory",
+    "check_fit",
+    "check_shards",
+    "file_names",
+    "loading_fault",
+    "read_weights",
+]

@@ -14,8 +14,11 @@ from safetensors.torch import load_file, save
 from transformers import AutoConfig, AutoModelForImageToImage, pipeline
 
 from galip_hf import GalipConfig, GalipError, GalipForImageTranslation, GalipImageProcessor
+from galip_hf.generator import load_generator
 from galip_hf.pipeline import load_model
 
+# The model class of transformers, and the network alone.
+LOADERS = (GalipForImageTranslation.from_pretrained, load_generator)
 NAN, HUGE = float("nan"), 10**9
 NOT_JSON_OBJECTS = [
     b"", b"[1]", b"null", b'"a"', b"[" * 100_000, b'{"a":' * 100_000, b"\xff\xfe\x00",
@@ -76,7 +79,7 @@ CONFIGURATIONS: list[dict[str, Any]] = [
 def test_configurations(copy: Path, change: dict[str, Any]) -> None:
     path = copy / "config.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), **change}))
-    for load in (GalipConfig.from_pretrained, GalipForImageTranslation.from_pretrained):
+    for load in (GalipConfig.from_pretrained, *LOADERS):
         refused(lambda load=load: load(copy))
 
 
@@ -167,7 +170,8 @@ WEIGHTS: dict[str, Callable[[bytes], bytes]] = {
 def test_weights(copy: Path, change: Callable[[bytes], bytes]) -> None:
     path = copy / "model.safetensors"
     path.write_bytes(change(path.read_bytes()))
-    refused(lambda: GalipForImageTranslation.from_pretrained(copy), "damaged")
+    for load in LOADERS:
+        refused(lambda load=load: load(copy), "damaged")
 
 
 def test_weights_of_another_shape_or_number(copy: Path) -> None:
@@ -180,7 +184,8 @@ def test_weights_of_another_shape_or_number(copy: Path) -> None:
         ({name: value for name, value in state.items() if name != first}, "1 missing"),
     ):
         path.write_bytes(save(changed, {"format": "pt"}))
-        refused(lambda: GalipForImageTranslation.from_pretrained(copy), said)
+        for load in LOADERS:
+            refused(lambda load=load: load(copy), said)
 
 
 class Bomb:
@@ -205,18 +210,19 @@ def test_no_pickle_is_loaded(copy: Path, tmp_path: Path) -> None:
             lambda option=option: GalipForImageTranslation.from_pretrained(copy, **{option: False}), option
         )
     weights.write_bytes(bomb)
-    refused(lambda: GalipForImageTranslation.from_pretrained(copy), "damaged")
+    for load in LOADERS:
+        refused(lambda load=load: load(copy), "damaged")
     weights.unlink()
     for name in ("pytorch_model.bin", "model.pt", "model.bin"):
         (copy / name).write_bytes(bomb)
-    for load in (GalipForImageTranslation.from_pretrained, AutoModelForImageToImage.from_pretrained):
+    for load in (*LOADERS, AutoModelForImageToImage.from_pretrained):
         refused(lambda load=load: load(copy), r"no model\.safetensors in it; .*pickle can run code")
-    refused(
-        lambda: GalipForImageTranslation.from_pretrained(copy, variant="ema"), r"no model\.ema\.safetensors"
-    )
+    for load in LOADERS:
+        refused(lambda load=load: load(copy, variant="ema"), r"no model\.ema\.safetensors")
     index = copy / "model.safetensors.index.json"
     index.write_text(json.dumps({"metadata": {}, "weight_map": {"conv_in.weight": "pytorch_model.bin"}}))
-    refused(lambda: GalipForImageTranslation.from_pretrained(copy), r"names 'pytorch_model\.bin'")
+    for load in LOADERS:
+        refused(lambda load=load: load(copy), r"names 'pytorch_model\.bin'")
     assert not mark.exists()
 
 
@@ -224,11 +230,13 @@ def test_no_pickle_is_loaded(copy: Path, tmp_path: Path) -> None:
     "name", ["../x.safetensors", "/etc/x.safetensors", "a/x.safetensors", "x.bin", 5, None]
 )
 @pytest.mark.parametrize("variant", [None, "ema"])
-def test_lists_of_weight_files_stay_in_their_folder(copy: Path, name: Any, variant: str | None) -> None:
+@pytest.mark.parametrize("load", LOADERS)
+def test_lists_of_weight_files_stay_in_their_folder(
+    copy: Path, name: Any, variant: str | None, load: Callable[..., Any]
+) -> None:
     (copy / "model.safetensors").rename(copy.parent / "x.safetensors")
     index = copy / f"model.safetensors.index{'.ema' if variant else ''}.json"
     index.write_text(json.dumps({"metadata": {}, "weight_map": {"conv_in.weight": name}}))
-    load = GalipForImageTranslation.from_pretrained
     refused(lambda: load(copy, variant=variant), "expected .*safetensors files in the same folder")
     for content in (*NOT_JSON_OBJECTS, b"{}", b'{"weight_map": [1]}', b'{"weight_map": {"a": [1]}}'):
         index.write_bytes(content)

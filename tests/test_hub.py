@@ -17,6 +17,7 @@ from galip_hf import GalipForImageTranslation, GalipImageProcessor, GalipPipelin
 from galip_hf.cli import main
 from galip_hf.domain_statistics import SHAPE, DomainStatistics
 from galip_hf.errors import GalipError
+from galip_hf.generator import GalipGenerator
 from galip_hf.hub import HubError, push_model_directory, resolve_model
 from galip_hf.pipeline import load_model
 
@@ -193,13 +194,13 @@ def test_every_way_to_pull(
     monkeypatch.delenv("HF_TOKEN")
     known = GalipForImageTranslation.from_pretrained(directory).state_dict()
     options = {"revision": "v1", "token": TOKEN}
-    for model in (
-        AutoModelForImageToImage.from_pretrained(REPO, **options),
-        GalipForImageTranslation.from_pretrained(REPO, **options),
-        GalipPipeline.from_pretrained(REPO, **options).model,
-        load_model(REPO, **options)[0],
+    for model, kind in (
+        (AutoModelForImageToImage.from_pretrained(REPO, **options), GalipForImageTranslation),
+        (GalipForImageTranslation.from_pretrained(REPO, **options), GalipForImageTranslation),
+        (GalipPipeline.from_pretrained(REPO, **options).model, GalipGenerator),
+        (load_model(REPO, **options)[0], GalipGenerator),
     ):
-        assert type(model) is GalipForImageTranslation
+        assert type(model) is kind
         assert all(torch.equal(value, known[name]) for name, value in model.state_dict().items())
     assert AutoConfig.from_pretrained(REPO, **options).own_values() == tiny_config().own_values()
     processor = AutoImageProcessor.from_pretrained(REPO, **options)

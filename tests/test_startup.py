@@ -16,9 +16,10 @@ from galip_hf.startup import collector_paused
 HEAVY = (
     "numpy scipy torch torchvision transformers huggingface_hub datasets nibabel h5py PIL skimage matplotlib"
 )
-# Not among them: accelerate, torchvision and torch._dynamo, which transformers' own model class imports, and
-# pydicom, which nibabel does where it is installed.
+# Not among them: pydicom, which nibabel imports where it is installed.
 UNUSED_BY_TRANSLATE = (
+    "torchvision accelerate torch._dynamo torch.distributed.tensor sympy transformers.modeling_utils "
+    "transformers.image_processing_utils "
     "open_clip timm datasets pandas pyarrow sklearn matplotlib SimpleITK skimage scipy.stats "
     "galip_hf.clip_backbone galip_hf.evaluation galip_hf.trainer galip_hf.figures"
 )

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     import numpy as np
 
     from ..clip_backbone import ClipBackbone
-    from ..modeling_galip import GalipForImageTranslation
+    from ..generator import GalipGenerator
 
 Windows = dict[str, tuple[float, float]]
 
@@ -197,22 +197,20 @@ def _run_table(arguments: argparse.Namespace, backbone: "ClipBackbone | None") -
     )
 
 
-def _load(source: str, device: str) -> "GalipForImageTranslation":
+def _load(source: str, device: str) -> "GalipGenerator":
     from ..pipeline import load_model
 
-    model = load_model(source)[0]
-    model.to(device)  # type: ignore[arg-type]  # transformers wraps the method and hides its argument
-    return model
+    return load_model(source)[0].to(device)
 
 
-def _translator(model: "GalipForImageTranslation") -> Callable[["np.ndarray", str, str], "np.ndarray"]:
+def _translator(model: "GalipGenerator") -> Callable[["np.ndarray", str, str], "np.ndarray"]:
     from ..inference import translate_slices
 
     return lambda volume, source, target: translate_slices(model, volume, target)
 
 
 def _shared_domains(
-    known: Sequence[str], models: Mapping[str, "GalipForImageTranslation"]
+    known: Sequence[str], models: Mapping[str, "GalipGenerator"]
 ) -> tuple[list[str], list[str]]:
     """The domains that the table and every model have, in the first model's order, and what is left out."""
     listed = [model.config.domain_names for model in models.values()]
@@ -229,7 +227,7 @@ def _shared_domains(
     )
 
 
-def _model_windows(model: "GalipForImageTranslation", notes: list[str]) -> Windows:
+def _model_windows(model: "GalipGenerator", notes: list[str]) -> Windows:
     """CT domain -> HU window of the model's configuration."""
     windows = {}
     for domain in model.config.domains:
