@@ -6,14 +6,14 @@ MIDL 2025. Feature maps are (B, C, H, W), channels_last; tokens (B, N, width).
 
 from collections.abc import Callable, Mapping, Sequence
 from itertools import pairwise
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .configuration_galip import GalipConfig
-from .group_norm import channels_last, precise_group_norm
+from .group_norm import precise_group_norm
 from .norm_silu_convolution import norm_silu_convolution, resampled
 
 # What the cross-attentions see of a prompt: its states (B, L, width) or, ready for each of them, its keys and
@@ -26,9 +26,9 @@ class GalipGroupNorm(nn.GroupNorm):
     """GroupNorm, in float32 at least: under autocast and with weights of a lower precision too."""
 
     def forward(self, hidden_states: Tensor) -> Tensor:
-        """(B, C, H, W) -> (B, C, H, W), of the input's type; channels_last."""
+        """(B, C, H, W) -> (B, C, H, W), of the input's type."""
         normalized = precise_group_norm(hidden_states, self.num_groups, self.weight, self.bias, self.eps)
-        return channels_last(normalized.to(hidden_states.dtype))
+        return normalized.to(hidden_states.dtype)
 
 
 class GalipLayerNorm(nn.LayerNorm):
@@ -40,6 +40,27 @@ class GalipLayerNorm(nn.LayerNorm):
         weight, bias = self.weight.to(precise), self.bias.to(precise)
         normalized = F.layer_norm(hidden_states.to(precise), self.normalized_shape, weight, bias, self.eps)
         return normalized.to(hidden_states.dtype)
+
+
+def _rows(images: Tensor) -> Tensor:
+    """(B, C, H, W), channels_last -> (B * H * W, C), the same memory."""
+    return images.permute(0, 2, 3, 1).flatten(0, 2)
+
+
+def add_pointwise(images: Tensor, inputs: Tensor, weight: Tensor) -> Tensor:
+    """`images + conv2d(inputs, weight)` as one matrix product, which writes and reads a feature map less.
+
+    Without gradients the result is in the memory of `images`.
+
+    Args:
+        images: (B, C_out, H, W).
+        inputs: (B, C_in, H, W).
+        weight: (C_out, C_in, 1, 1).
+    """
+    rows = _rows(images)
+    factors = [factor.to(rows.dtype) for factor in (_rows(inputs), weight.flatten(1).T)]
+    added = torch.addmm(rows, *factors, out=None if torch.is_grad_enabled() else rows)
+    return added.unflatten(0, (images.shape[0], *images.shape[2:])).permute(0, 3, 1, 2)
 
 
 class GalipResidualBlock(nn.Module):
@@ -83,18 +104,19 @@ class GalipResidualBlock(nn.Module):
         if not self.takes_parts:
             return (skip,)
         channels = slice(self.in_channels, None)
-        return self._convolved(skip, channels), self._residual(skip, channels)
+        weight = cast("nn.Conv2d", self.skip).weight[:, channels]
+        return self._convolved(skip, channels), F.conv2d(skip, weight)
 
     def _convolved(self, inputs: Tensor, channels: slice | None) -> Tensor:
         return norm_silu_convolution(self.norm_in, self.conv_in, inputs, self.resample, channels)
 
-    def _residual(self, inputs: Tensor, channels: slice | None) -> Tensor:
+    def _with_residual(self, hidden_states: Tensor, inputs: Tensor, channels: slice | None) -> Tensor:
         inputs = resampled(inputs, self.resample)
         if not isinstance(self.skip, nn.Conv2d):
-            return inputs
-        if channels is None:
-            return self.skip(inputs)
-        return F.conv2d(inputs, self.skip.weight[:, channels], None if channels.start else self.skip.bias)
+            hidden_states += inputs
+            return hidden_states
+        weight = self.skip.weight if channels is None else self.skip.weight[:, channels]
+        return add_pointwise(hidden_states, inputs, weight)
 
     def forward(self, inputs: Tensor, label_embedding: Tensor | None, *of_skip: Tensor) -> Tensor:
         """(B, C_in, H, W), SiLU of the label's embedding (B, label_width) -> (B, C_out, H', W').
@@ -115,11 +137,12 @@ class GalipResidualBlock(nn.Module):
             hidden_states += of_skip[0]
         if self.takes_label:
             hidden_states += self.label_projection(label_embedding)[:, :, None, None]
-        hidden_states = norm_silu_convolution(self.norm_out, self.conv_out, hidden_states)
-        for part in parts:
-            hidden_states += self._residual(*part)
+        bias = self.skip.bias if isinstance(self.skip, nn.Conv2d) else None
+        hidden_states = norm_silu_convolution(self.norm_out, self.conv_out, hidden_states, added_bias=bias)
         if len(of_skip) == 2:
             hidden_states += of_skip[1]
+        for part in parts:
+            hidden_states = self._with_residual(hidden_states, *part)
         return hidden_states
 
 
@@ -179,6 +202,11 @@ class GalipTransformerBlock(nn.Module):
         return hidden_states + self.feed_forward_out(values * F.gelu(gate))
 
 
+def _linear(tokens: Tensor, convolution: nn.Conv2d) -> Tensor:
+    """A 1 x 1 convolution of tokens (B, N, width); the convolution itself would copy them into images."""
+    return F.linear(tokens, convolution.weight.flatten(1), convolution.bias)
+
+
 class GalipSpatialTransformer(nn.Module):
     """Transformer blocks over the H * W positions of a feature map, inside a skip."""
 
@@ -193,13 +221,11 @@ class GalipSpatialTransformer(nn.Module):
 
     def forward(self, hidden_states: Tensor, prompt: Prompt) -> Tensor:
         """(B, C, H, W) -> (B, C, H, W)."""
-        tokens = self.projection_in(self.norm(hidden_states)).flatten(2).transpose(1, 2)  # (B, H * W, C)
+        tokens = _linear(self.norm(hidden_states).flatten(2).transpose(1, 2), self.projection_in)
         for block in self.blocks:
             tokens = block(tokens, prompt)
-        tokens = tokens.transpose(1, 2).reshape(hidden_states.shape)
-        projected = self.projection_out(tokens)
-        projected += hidden_states
-        return projected
+        projected = _linear(tokens, self.projection_out)
+        return hidden_states + projected.transpose(1, 2).reshape(hidden_states.shape)
 
 
 class GalipCheckpointedModule(nn.Module):

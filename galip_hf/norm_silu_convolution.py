@@ -5,7 +5,7 @@ resolution writing them to memory costs about as much as computing them. Here th
 map live in the cache for a moment, and are computed again in the backward pass. All maps are channels_last.
 """
 
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 import torch.nn.functional as F
@@ -155,13 +155,16 @@ def _precise(inputs: Tensor) -> Tensor:
 
 
 def _parameters(
-    norm: nn.GroupNorm, conv: nn.Conv2d, channels: slice | None
+    norm: nn.GroupNorm, conv: nn.Conv2d, channels: slice | None, added_bias: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
     """Weight and bias of the norm and of the convolution, those of some of its input's channels or of all."""
+    bias = cast("Tensor", conv.bias)
+    if added_bias is not None:
+        bias = bias + added_bias
     if channels is None:
-        return norm.weight, norm.bias, conv.weight, conv.bias
-    bias = None if channels.start else conv.bias
-    return norm.weight[channels], norm.bias[channels], conv.weight[:, channels], bias
+        return norm.weight, norm.bias, conv.weight, bias
+    of_part = None if channels.start else bias
+    return norm.weight[channels], norm.bias[channels], conv.weight[:, channels], of_part
 
 
 def norm_silu_convolution(
@@ -170,6 +173,7 @@ def norm_silu_convolution(
     inputs: Tensor,
     resample: Resample = None,
     channels: slice | None = None,
+    added_bias: Tensor | None = None,
 ) -> Tensor:
     """`conv(resampled(silu(norm(inputs)), resample))`.
 
@@ -179,12 +183,13 @@ def norm_silu_convolution(
         inputs: (B, C_in, H, W).
         channels: of norm and convolution, whole groups, if `inputs` are not all of them. The results of all
             parts add up to that of the whole; the bias is in the first one's.
+        added_bias: (C_out,), added to the convolution's: what is to be added to its result costs nothing so.
 
     Returns:
         (B, C_out, H', W'), channels_last; nothing else refers to it, so that it may be changed in place.
     """
     groups = norm.num_groups * inputs.shape[1] // norm.num_channels
-    parameters = _parameters(norm, conv, channels)
+    parameters = _parameters(norm, conv, channels, added_bias)
     if torch.compiler.is_compiling():
         normalised = precise_group_norm(inputs, groups, *parameters[:2], norm.eps)
         return _convolution(F.silu(normalised).to(inputs.dtype), *parameters[2:], resample)

@@ -56,6 +56,31 @@ def test_parts_of_the_channels_add_up_to_the_whole() -> None:
         torch.testing.assert_close(value, reference, rtol=1e-11, atol=1e-11)
 
 
+def test_an_added_bias_is_added_once() -> None:
+    norm, conv = layers(torch.float64)
+    inputs, bias = torch.randn(2, 8, 10, 12, dtype=torch.float64), torch.randn(6, dtype=torch.float64)
+    bias.requires_grad_()
+    parameters: list[Any] = [*norm.parameters(), *conv.parameters(), bias]
+    parts = [{"channels": slice(None, 6)}, {"channels": slice(6, None)}]
+    expected = outputs_and_gradients(
+        lambda x: conv(F.silu(norm(x))) + bias[:, None, None], inputs, parameters
+    )
+    whole = outputs_and_gradients(
+        lambda x: norm_silu_convolution(norm, conv, x, added_bias=bias), inputs, parameters
+    )
+    by_parts = outputs_and_gradients(
+        lambda x: sum(
+            norm_silu_convolution(norm, conv, x[:, part["channels"]], added_bias=bias, **part)
+            for part in parts
+        ),
+        inputs,
+        parameters,
+    )
+    for found in (whole, by_parts):
+        for value, reference in zip(found, expected, strict=True):
+            torch.testing.assert_close(value, reference, rtol=1e-11, atol=1e-11)
+
+
 @pytest.mark.parametrize("resample", [None, "down", "up"])
 def test_all_is_channels_last(resample: Any) -> None:
     norm, conv = layers(torch.float32)
