@@ -324,7 +324,10 @@ def load_generator(directory: str | os.PathLike[str], variant: str | None = None
         unexpected=weights.keys() - expected.keys(),
         mismatched=[key for key in expected.keys() & weights if expected[key].shape != weights[key].shape],
     )
-    generator.to(config.dtype or next(iter(weights.values())).dtype).load_state_dict(weights)
+    dtype = config.dtype or next(iter(weights.values())).dtype
+    # In the layout of the feature maps, which each convolution would otherwise bring them into.
+    generator.to(dtype=dtype, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    generator.load_state_dict(weights)
     return generator.eval()
 
 
