@@ -6,7 +6,7 @@ MIDL 2025. Feature maps are (B, C, H, W), channels_last; tokens (B, N, width).
 
 from collections.abc import Callable, Mapping, Sequence
 from itertools import pairwise
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -92,20 +92,15 @@ class GalipResidualBlock(nn.Module):
         self.skip = nn.Conv2d(channels, out_channels, 1) if channels != out_channels else nn.Identity()
 
     def of_skip(self, skip: Tensor) -> tuple[Tensor, ...]:
-        """All that the block computes of the encoder's feature map alone, the same for every target.
+        """What the block computes of the encoder's feature map alone, the same for every target.
 
         Args:
             skip: (B, skip_channels, H, W).
 
         Returns:
-            Its part of the first convolution and of the residual, two (B, C_out, H, W); or, where it has
-            none, the map itself.
+            Its part of the first convolution, (B, C_out, H, W), where it has one; and the map itself.
         """
-        if not self.takes_parts:
-            return (skip,)
-        channels = slice(self.in_channels, None)
-        weight = cast("nn.Conv2d", self.skip).weight[:, channels]
-        return self._convolved(skip, channels), F.conv2d(skip, weight)
+        return (self._convolved(skip, slice(self.in_channels, None)), skip) if self.takes_parts else (skip,)
 
     def _convolved(self, inputs: Tensor, channels: slice | None) -> Tensor:
         return norm_silu_convolution(self.norm_in, self.conv_in, inputs, self.resample, channels)
@@ -127,20 +122,16 @@ class GalipResidualBlock(nn.Module):
         if of_skip and not self.takes_parts:
             inputs = torch.cat([inputs, *of_skip], dim=1)
         parts = [(inputs, slice(None, self.in_channels) if self.takes_parts else None)]
-        if len(of_skip) == 1 and self.takes_parts:
-            parts.append((of_skip[0], slice(self.in_channels, None)))
         # One after another, and the residual last: so that few maps are held at a time.
         hidden_states = self._convolved(*parts[0])
-        for part in parts[1:]:
-            hidden_states += self._convolved(*part)
-        if len(of_skip) == 2:
-            hidden_states += of_skip[0]
+        if of_skip and self.takes_parts:
+            *convolved, skip = of_skip
+            parts.append((skip, slice(self.in_channels, None)))
+            hidden_states += convolved[0] if convolved else self._convolved(*parts[1])
         if self.takes_label:
             hidden_states += self.label_projection(label_embedding)[:, :, None, None]
         bias = self.skip.bias if isinstance(self.skip, nn.Conv2d) else None
         hidden_states = norm_silu_convolution(self.norm_out, self.conv_out, hidden_states, added_bias=bias)
-        if len(of_skip) == 2:
-            hidden_states += of_skip[1]
         for part in parts:
             hidden_states = self._with_residual(hidden_states, *part)
         return hidden_states
