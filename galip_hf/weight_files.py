@@ -41,7 +41,7 @@ def _no_weights(name: str) -> str:
 
 def check_directory(path: str, subfolder: str = "") -> None:
     """Refuse a file, or a directory without config.json; what does not exist may be a repository's name."""
-    folder = os.path.join(path, subfolder)
+    folder = os.path.join(path, subfolder) if subfolder else path
     if os.path.isfile(path) or (
         os.path.isdir(path) and not os.path.isfile(os.path.join(folder, "config.json"))
     ):

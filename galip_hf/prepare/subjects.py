@@ -1,6 +1,6 @@
 """One subject: read its scans, bring them to one grid, normalise them, choose slices.
 
-- Intensities: the window of the whole scan as read, by the domain's rule (`GalipImageProcessor`), as in
+- Intensities: the window of the whole scan as read, by the domain's rule (`IntensityNormalizer`), as in
   `galip-hf translate`; the map is linear, so it is done before resampling.
 - Grid: that of the reference domain. `header` resamples the other scans onto it by the files' geometry;
   `rigid` registers them first. A scan that is already in place is not touched.
@@ -16,7 +16,7 @@ import numpy as np
 
 from ..data.table import FOREGROUND_LEVEL, MINIMUM_FOREGROUND
 from ..errors import GalipError
-from ..image_processing_galip import GalipImageProcessor
+from ..intensity import IntensityNormalizer
 from .images import Grid, ScanImage, read_image
 from .registration import check_pair, register_rigid, resample
 from .sources import Scan
@@ -108,7 +108,7 @@ def _read(scans: Sequence[Scan], settings: Settings) -> tuple[dict[str, ScanImag
 
 
 def _normalised(image: ScanImage, domain: str, settings: Settings) -> tuple[ScanImage, dict[str, Any]]:
-    normal = GalipImageProcessor(intensity_rules=settings.rules).normalize_volume(image.array, domain)
+    normal = IntensityNormalizer(intensity_rules=settings.rules).normalize_volume(image.array, domain)
     record = {
         "window": [normal.lower, normal.upper],
         "outside_fraction": normal.outside_fraction,
