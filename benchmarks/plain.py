@@ -23,6 +23,7 @@ from torch.utils.checkpoint import checkpoint
 from galip_hf import GalipForImageTranslation
 from galip_hf.clip_backbone import ClipBackbone
 from galip_hf.discriminator import GalipDiscriminator, GalipHead, SpectralNormLinear, TokenConvolution
+from galip_hf.generator import GalipTranslationOutput
 from galip_hf.generator_blocks import (
     GalipAttention,
     GalipDecoderLevel,
@@ -31,7 +32,6 @@ from galip_hf.generator_blocks import (
     GalipTransformerBlock,
 )
 from galip_hf.losses import adversarial_discriminator_loss, class_token_loss, clip_loss
-from galip_hf.modeling_galip import GalipTranslationOutput
 from galip_hf.training_args import GalipTrainingArguments
 from galip_hf.training_step import UnpairedBatch
 

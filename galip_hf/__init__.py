@@ -12,8 +12,9 @@ from .version import __version__
 
 if TYPE_CHECKING:
     from .configuration_galip import GalipConfig
+    from .generator import GalipTranslationOutput
     from .image_processing_galip import GalipImageProcessor
-    from .modeling_galip import GalipForImageTranslation, GalipTranslationOutput
+    from .modeling_galip import GalipForImageTranslation
     from .pipeline import GalipPipeline
     from .translation import Translation
 
@@ -22,7 +23,7 @@ _MODULES = {
     "GalipForImageTranslation": "modeling_galip",
     "GalipImageProcessor": "image_processing_galip",
     "GalipPipeline": "pipeline",
-    "GalipTranslationOutput": "modeling_galip",
+    "GalipTranslationOutput": "generator",
     "Translation": "translation",
 }
 

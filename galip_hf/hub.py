@@ -40,7 +40,7 @@ from transformers.dynamic_module_utils import get_relative_import_files
 from .errors import GalipError
 from .weight_files import file_names
 
-CONFIG, WEIGHTS, PROCESSOR, CARD = "config.json", "model.safetensors", "preprocessor_config.json", "README.md"
+CONFIG, PROCESSOR, CARD = "config.json", "preprocessor_config.json", "README.md"
 
 # Where the Auto classes of transformers find the code in a repository that carries it.
 CODE = {

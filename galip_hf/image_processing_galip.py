@@ -1,7 +1,6 @@
 """`GalipImageProcessor`: the intensity rules of a model's domains as an image processor of transformers."""
 
 import os
-from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -10,7 +9,7 @@ from transformers.image_processing_utils import BaseImageProcessor
 
 from .configuration_galip import GalipConfig, readable_json
 from .errors import GalipError
-from .intensity import IntensityNormalizer, NormalizedVolume, normalize, real_array
+from .intensity import IntensityNormalizer, normalize, real_array
 
 _SINGLE_CHANNEL_MODES = ("L", "I", "F", "I;16", "I;16L", "I;16B", "I;16N")
 
@@ -20,19 +19,6 @@ class GalipImageProcessor(IntensityNormalizer, BaseImageProcessor):
 
     Arguments and errors are those of `IntensityNormalizer`, which does it for volumes.
     """
-
-    def __init__(
-        self,
-        domains: Sequence[Mapping[str, Any]] | None = None,
-        *,
-        intensity_rules: Mapping[str, Mapping[str, Any]] | None = None,
-        domain_statistics: Mapping[str, Mapping[str, Any]] | None = None,
-        **kwargs: Any,
-    ) -> None:
-        IntensityNormalizer.__init__(
-            self, domains, intensity_rules=intensity_rules, domain_statistics=domain_statistics, **kwargs
-        )
-        BaseImageProcessor.__init__(self, **kwargs)
 
     @classmethod
     def get_image_processor_dict(cls, *args: Any, **kwargs: Any) -> Any:
@@ -114,4 +100,4 @@ def _single_slice(image: Any) -> np.ndarray:
     return array
 
 
-__all__ = ["GalipImageProcessor", "NormalizedVolume"]
+__all__ = ["GalipImageProcessor"]

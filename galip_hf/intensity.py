@@ -76,6 +76,7 @@ class IntensityNormalizer:
         for name, values in (("intensity_rules", intensity_rules), ("domain_statistics", domain_statistics)):
             if values is not None and not isinstance(values, Mapping):
                 raise GalipError(f"{name}: found {str(values)[:60]!r}; expected an object, domain by domain")
+        super().__init__(**kwargs)  # of the image processor, which is this and transformers' class
         self.intensity_rules: dict[str, dict[str, Any]] = {}
         for name, rule in (intensity_rules or {}).items():
             validate_intensity_rule(rule, f"domain {name!r}")
@@ -97,7 +98,10 @@ class IntensityNormalizer:
         path = os.path.join(directory, "preprocessor_config.json")
         try:
             with readable_json(path), open(path, encoding="utf-8") as file:
-                return cls(**json.load(file))
+                values = json.load(file)
+                return cls(
+                    **{key: value for key, value in values.items() if key not in _KEYS_OF_TRANSFORMERS}
+                )
         except OSError as error:
             raise GalipError(
                 f"{path}: not readable ({error.strerror}); expected a file written by save_pretrained"

@@ -12,7 +12,7 @@ from transformers import initialization as init
 
 from .configuration_galip import GalipConfig
 from .errors import GalipError
-from .generator import GalipGenerator, GalipTarget, GalipTranslationOutput
+from .generator import GalipGenerator
 from .weight_files import (
     LOADING_ERRORS,
     cached_file,
@@ -89,8 +89,12 @@ class GalipPreTrainedModel(PreTrainedModel):
         except LOADING_ERRORS as error:
             raise GalipError(f"{directory}: {loading_fault(error, weights, kwargs.get('token'))}") from None
         model, info = loaded
-        kinds = ("missing", "unexpected", "mismatched")
-        check_fit(directory, **{kind: info[f"{kind}_keys"] for kind in kinds})
+        check_fit(
+            directory,
+            missing=info["missing_keys"],
+            unexpected=info["unexpected_keys"],
+            mismatched=info["mismatched_keys"],
+        )
         return (model, info) if wants_info else model
 
     def save_pretrained(self, save_directory: str | os.PathLike, *args: Any, **kwargs: Any) -> None:  # type: ignore[override]
@@ -163,4 +167,4 @@ class GalipForImageTranslation(GalipGenerator, GalipPreTrainedModel):
         self._has_prompts = True
 
 
-__all__ = ["GalipForImageTranslation", "GalipPreTrainedModel", "GalipTarget", "GalipTranslationOutput"]
+__all__ = ["GalipForImageTranslation", "GalipPreTrainedModel"]
