@@ -19,8 +19,8 @@ from typing import Any
 import torch
 
 from galip_hf import GalipConfig, GalipForImageTranslation, __version__
-from galip_hf.clip_backbone import ClipBackbone
-from galip_hf.tiny_clip import build_tiny_clip
+from galip_hf.clip.backbone import ClipBackbone
+from galip_hf.clip.tiny_clip import build_tiny_clip
 
 
 def full_size_backbone(seed: int = 0) -> ClipBackbone:
@@ -107,14 +107,14 @@ class Side:
     """A process of its own for one side of a comparison: it answers a line that asks with a line of JSON.
 
     Args:
-        script: the benchmark, which with `--work NAME` calls `answer`.
+        module: the benchmark, which with `--work NAME` calls `answer`; run from the repository root.
         name: of the side.
-        options: of the script, by name without dashes.
+        options: of the module, by name without dashes.
     """
 
-    def __init__(self, script: str, name: str, **options: Any) -> None:
+    def __init__(self, module: str, name: str, **options: Any) -> None:
         self.name = name
-        command = [sys.executable, script, "--work", name]
+        command = [sys.executable, "-m", module, "--work", name]
         for option, value in options.items():
             command += [f"--{option.replace('_', '-')}", str(value)]
         self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)

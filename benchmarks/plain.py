@@ -21,19 +21,24 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from galip_hf import GalipForImageTranslation
-from galip_hf.clip_backbone import ClipBackbone
-from galip_hf.discriminator import GalipDiscriminator, GalipHead, SpectralNormLinear, TokenConvolution
-from galip_hf.generator import GalipTranslationOutput
-from galip_hf.generator_blocks import (
+from galip_hf.clip.backbone import ClipBackbone
+from galip_hf.data.unpaired_batch import UnpairedBatch
+from galip_hf.model.unet import GalipTranslationOutput
+from galip_hf.model.unet_blocks import (
     GalipAttention,
     GalipDecoderLevel,
     GalipGroupNorm,
     GalipResidualBlock,
     GalipTransformerBlock,
 )
-from galip_hf.losses import adversarial_discriminator_loss, class_token_loss, clip_loss
-from galip_hf.training_args import GalipTrainingArguments
-from galip_hf.training_step import UnpairedBatch
+from galip_hf.training.discriminator import (
+    GalipDiscriminator,
+    GalipHead,
+    SpectralNormLinear,
+    TokenConvolution,
+)
+from galip_hf.training.losses import adversarial_discriminator_loss, class_token_loss, clip_loss
+from galip_hf.training.training_args import GalipTrainingArguments
 
 
 def einsum_attention(self: GalipAttention, hidden_states: Tensor, context: Tensor | None = None) -> Tensor:

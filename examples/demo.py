@@ -21,20 +21,17 @@ from typing import Any
 import numpy as np
 import torch
 
-from galip_hf import GalipError, GalipForImageTranslation, GalipImageProcessor, __version__, phantom
+from galip_hf import GalipError, GalipForImageTranslation, GalipImageProcessor, __version__
 from galip_hf.cli import quiet_libraries
-from galip_hf.evaluation import evaluate
+from galip_hf.data import phantom
+from galip_hf.data.phantom_table import PhantomRecipe, phantom_subject_seed, phantom_volumes
+from galip_hf.evaluation.evaluate import evaluate
+from galip_hf.evaluation.metrics import slice_psnr
 from galip_hf.figures import FigureRow, save_loss_curves, save_translation_figure
 from galip_hf.files import write_report
-from galip_hf.inference import translate_slices
-from galip_hf.recipe import (
-    PhantomRecipe,
-    Recipe,
-    load_recipe,
-    phantom_subject_seed,
-    phantom_volumes,
-    run_recipe,
-)
+from galip_hf.inference.slices import translate_slices
+from galip_hf.training.recipe import Recipe, load_recipe
+from galip_hf.training.run_recipe import run_recipe
 
 EXAMPLES = Path(__file__).resolve().parent
 MODEL = EXAMPLES / "phantom_model"
@@ -95,6 +92,7 @@ def save_figure(model: GalipForImageTranslation, subjects: list[dict[str, np.nda
                 subject[target][middle],
                 source,
                 target,
+                slice_psnr(translation, subject[target][middle]),
             )
         )
     save_translation_figure(rows, path, title="Phantom subjects that no training saw")

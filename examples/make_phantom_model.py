@@ -16,10 +16,13 @@ from pathlib import Path
 
 from demo import save_figure, test_subjects
 
-from galip_hf import GalipError, GalipForImageTranslation, GalipImageProcessor, phantom
+from galip_hf import GalipError, GalipForImageTranslation, GalipImageProcessor
 from galip_hf.cli import main as galip_hf
+from galip_hf.data import phantom
+from galip_hf.data.phantom_table import phantom_subject_seed, phantom_volumes
 from galip_hf.data.table import SubjectVolume, write_table
-from galip_hf.recipe import Recipe, load_recipe, phantom_subject_seed, phantom_volumes, run_recipe
+from galip_hf.training.recipe import Recipe, load_recipe
+from galip_hf.training.run_recipe import run_recipe
 
 EXAMPLES = Path(__file__).resolve().parent
 TARGET = Path("examples", "phantom_model")  # from the repository's root: card and report name it

@@ -10,9 +10,10 @@ import signal
 import sys
 
 from galip_hf.cli import quiet_libraries
-from galip_hf.errors import GalipError
-from galip_hf.recipe import load_recipe, run_recipe
-from galip_hf.startup import keep_freed_memory
+from galip_hf.commands.startup import keep_freed_memory
+from galip_hf.model.errors import GalipError
+from galip_hf.training.recipe import load_recipe
+from galip_hf.training.run_recipe import run_recipe
 
 
 def main() -> int:

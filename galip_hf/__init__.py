@@ -6,25 +6,25 @@ Importing the package imports neither torch nor transformers: a name does, when 
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from .auto_classes import register_with_transformers
-from .errors import GalipError
+from .hub.auto_classes import register_with_transformers
+from .model.errors import GalipError
 from .version import __version__
 
 if TYPE_CHECKING:
-    from .configuration_galip import GalipConfig
-    from .generator import GalipTranslationOutput
-    from .image_processing_galip import GalipImageProcessor
-    from .modeling_galip import GalipForImageTranslation
-    from .pipeline import GalipPipeline
-    from .translation import Translation
+    from .inference.pipeline import GalipPipeline
+    from .inference.translation import Translation
+    from .model.configuration_galip import GalipConfig
+    from .model.image_processing_galip import GalipImageProcessor
+    from .model.modeling_galip import GalipForImageTranslation
+    from .model.unet import GalipTranslationOutput
 
 _MODULES = {
-    "GalipConfig": "configuration_galip",
-    "GalipForImageTranslation": "modeling_galip",
-    "GalipImageProcessor": "image_processing_galip",
-    "GalipPipeline": "pipeline",
-    "GalipTranslationOutput": "generator",
-    "Translation": "translation",
+    "GalipConfig": "model.configuration_galip",
+    "GalipForImageTranslation": "model.modeling_galip",
+    "GalipImageProcessor": "model.image_processing_galip",
+    "GalipPipeline": "inference.pipeline",
+    "GalipTranslationOutput": "model.unet",
+    "Translation": "inference.translation",
 }
 
 register_with_transformers()

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 
 from .commands import add_domain, card, convert, evaluate, inspect, prepare, push, translate
-from .errors import GalipError
+from .model.errors import GalipError
 from .version import __version__
 
 

@@ -3,7 +3,7 @@
 import importlib
 from typing import Any
 
-from .errors import GalipError
+from .model.errors import GalipError
 
 
 def require(module: str, extra: str) -> Any:

@@ -14,11 +14,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from skimage.metrics import peak_signal_noise_ratio
 
-from .errors import GalipError
 from .files import atomic_write
-from .metrics import PSNR_CEILING
+from .model.errors import GalipError
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -43,6 +41,7 @@ class FigureRow:
         target: the acquired slice of the target domain, or None where there is none.
         source_name: the source domain, such as "T1".
         target_name: the target domain, such as "T2".
+        psnr: dB of the slice shown, for the title of its difference; None leaves it out.
     """
 
     label: str
@@ -51,6 +50,7 @@ class FigureRow:
     target: np.ndarray | None
     source_name: str
     target_name: str
+    psnr: float | None = None
 
 
 def save_translation_figure(
@@ -59,8 +59,6 @@ def save_translation_figure(
     """One row per translation: source, translation and, where there is a target, target and |difference|.
 
     The column of sources is left out when no row has one.
-
-    The PSNR above a difference is that of the slice shown: data range 1, no rescaling, background included.
 
     Args:
         rows: at least one; target and difference columns are left out when no row has a target.
@@ -249,18 +247,10 @@ def _draw_row(
         images[("source", "translation", "target")[column]] = _show_image(axes, image)
     if row.target is not None:
         difference = np.abs(np.asarray(row.translation, np.float64) - row.target)
-        name = f"|difference| · PSNR {_slice_psnr(row.translation, row.target)}"
+        name = "|difference|" + (f" · PSNR {row.psnr:.1f} dB" if row.psnr is not None else "")
         axes = _panel(figure, ROW_LABEL + (3 - first) * (PANEL + GAP), top, PANEL, height, name)
         images["difference"] = axes.imshow(difference, cmap="magma", vmin=0, vmax=DIFFERENCE_LIMIT)
     return images
-
-
-def _slice_psnr(translation: np.ndarray, target: np.ndarray) -> str:
-    with np.errstate(divide="ignore"):  # identical slices
-        psnr = peak_signal_noise_ratio(
-            np.asarray(target, np.float64), np.asarray(translation, np.float64), data_range=1
-        )
-    return f"{psnr:.1f} dB" if psnr < PSNR_CEILING else f"≥ {PSNR_CEILING:.0f} dB"
 
 
 def _show_image(axes: "Axes", image: np.ndarray) -> "AxesImage":

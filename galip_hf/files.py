@@ -1,5 +1,6 @@
 """Files and folders that appear whole or not at all."""
 
+import hashlib
 import json
 import os
 import re
@@ -12,7 +13,7 @@ from typing import Any
 
 from safetensors import SafetensorError
 
-from .errors import GalipError
+from .model.errors import GalipError
 
 try:
     import fcntl
@@ -141,4 +142,24 @@ def write_report(report: Mapping[str, Any], path: str | os.PathLike[str]) -> Pat
     return path
 
 
-__all__ = ["atomic_write", "told_if_unwritable", "write_report"]
+def files_below(folder: str | os.PathLike[str]) -> list[Path]:
+    """All files below a folder, in the order of their paths; hidden files and folders are passed over."""
+    files = []
+    for parent, folders, names in os.walk(folder):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        files += [Path(parent, name) for name in names if not name.startswith(".")]
+    return sorted(path for path in files if path.is_file())
+
+
+def file_hash(path: str | os.PathLike[str]) -> str | None:
+    """SHA-256 of a file, None if there is no such file."""
+    if not Path(path).is_file():
+        return None
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+__all__ = ["atomic_write", "file_hash", "files_below", "told_if_unwritable", "write_report"]

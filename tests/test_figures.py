@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from galip_hf.errors import GalipError
 from galip_hf.figures import DPI, FigureRow, save_loss_curves, save_montage, save_translation_figure
+from galip_hf.model.errors import GalipError
 
 
 def make_row(target: bool = True, shape: tuple[int, int] = (32, 32), error: float = 0.1) -> FigureRow:

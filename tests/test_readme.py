@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 import torch
 
-from galip_hf import phantom
-from galip_hf.recipe import load_recipe
+from galip_hf.data import phantom
+from galip_hf.training.recipe import load_recipe
 
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")

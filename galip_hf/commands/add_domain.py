@@ -4,9 +4,8 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from ..errors import GalipError
-
-_DEFAULT_INTENSITY = {"MR": "percentile:0:99.5", "CT": "window:-1000:1000"}
+from ..model.errors import GalipError
+from .options import INTENSITY_HELP, parse_intensity
 
 
 def add_parser(commands: Any) -> None:
@@ -19,9 +18,7 @@ def add_parser(commands: Any) -> None:
     parser.add_argument(
         "--intensity",
         metavar="RULE",
-        help="percentile:LOWER:UPPER, window:LOWER:UPPER or none (default: "
-        + ", ".join(f"{rule} for {modality}" for modality, rule in _DEFAULT_INTENSITY.items())
-        + ")",
+        help=INTENSITY_HELP,
     )
     parser.add_argument(
         "--like", metavar="NAME", help="old domain whose label the new one starts from (default: their mean)"
@@ -37,30 +34,13 @@ def add_parser(commands: Any) -> None:
     parser.set_defaults(run=_add_domain)
 
 
-def parse_intensity(text: str) -> dict[str, Any]:
-    """An intensity rule from `percentile:0:99.5`, `window:-1000:1000` or `none`; its values are not checked.
-
-    Raises:
-        GalipError: another form.
-    """
-    rule, *bounds = text.split(":")
-    try:
-        numbers = [float(bound) for bound in bounds]
-    except ValueError:
-        numbers = []
-    if rule == "none" and not bounds:
-        return {"rule": "none"}
-    if rule not in ("percentile", "window") or len(numbers) != 2:
-        raise GalipError(f"--intensity {text}: expected percentile:LOWER:UPPER, window:LOWER:UPPER or none")
-    return {"rule": rule, "lower": numbers[0], "upper": numbers[1]}
-
-
 def _add_domain(arguments: argparse.Namespace) -> None:
-    from ..clip_backbone import ClipBackbone
-    from ..domains import add_domain
+    from ..clip.backbone import ClipBackbone
     from ..files import atomic_write
-    from ..image_processing_galip import GalipImageProcessor
-    from ..modeling_galip import GalipForImageTranslation
+    from ..model.configuration_galip import DEFAULT_RULES
+    from ..model.image_processing_galip import GalipImageProcessor
+    from ..model.modeling_galip import GalipForImageTranslation
+    from ..training.add_domain import add_domain
 
     output = Path(arguments.output)
     if output.exists() and not arguments.overwrite:
@@ -69,12 +49,13 @@ def _add_domain(arguments: argparse.Namespace) -> None:
         raise GalipError(f"{output}: exists and is not a model directory; only a model is overwritten")
     if not output.parent.is_dir():
         raise GalipError(f"{output}: the directory {output.parent} does not exist; create it first")
-    intensity = arguments.intensity or _DEFAULT_INTENSITY[arguments.modality]
     domain = {
         "name": arguments.name,
         "prompt": arguments.prompt,
         "modality": arguments.modality,
-        "intensity": parse_intensity(intensity),
+        "intensity": parse_intensity(arguments.intensity, f"--intensity {arguments.intensity}")
+        if arguments.intensity
+        else DEFAULT_RULES[arguments.modality],
     }
     model = GalipForImageTranslation.from_pretrained(arguments.model)
     grown = add_domain(model, domain, ClipBackbone.from_pretrained(arguments.clip), like=arguments.like)

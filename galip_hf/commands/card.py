@@ -3,9 +3,12 @@
 import argparse
 import shutil
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from ..errors import GalipError
+from ..model.errors import GalipError
+
+if TYPE_CHECKING:
+    from ..training.recipe import Recipe
 
 
 def add_parser(commands: Any) -> None:
@@ -42,8 +45,9 @@ def _card(arguments: argparse.Namespace) -> int:
 
 
 def _write(arguments: argparse.Namespace, source: Path, is_recipe: bool) -> int:
-    from ..cards import CARD, evidence, model_card, planned_card
     from ..files import atomic_write
+    from ..hub.card import evidence, model_card
+    from ..hub.model_directory import CARD
 
     if arguments.report:
         _take_report(Path(arguments.report), source)
@@ -62,9 +66,9 @@ def _write(arguments: argparse.Namespace, source: Path, is_recipe: bool) -> int:
 
 def _take_report(report: Path, directory: Path) -> None:
     """Copy a report and its pictures beside the weights, if it is of these weights."""
-    from ..card_rendering import REPORT
-    from ..cards import check_report, read_json
     from ..files import atomic_write
+    from ..hub.card import check_report
+    from ..hub.model_directory import REPORT, read_json
 
     path = report / REPORT if report.is_dir() else report
     check_report(directory, read_json(path), path)
@@ -78,7 +82,7 @@ def _take_report(report: Path, directory: Path) -> None:
 
 
 def _check(source: Path, planned: Path | None) -> int:
-    from ..card_check import check_card, check_planned_card
+    from ..hub.card_check import check_card
 
     faults = check_planned_card(source, planned) if planned else check_card(source)
     for fault in faults:
@@ -86,3 +90,66 @@ def _check(source: Path, planned: Path | None) -> int:
     if not faults:
         print("each number in the card is in the report" if planned is None else "the card claims no score")
     return 1 if faults else 0
+
+
+# The card of a model that a recipe would make
+
+
+def planned_card(recipe_path: str | Path, path: str | Path, license: str | None = None) -> str:
+    """The card of a model that a recipe would make: marked as without weights, and without any score.
+
+    Args:
+        recipe_path: the recipe.
+        path: of the card, whose text written by hand is kept if it is there.
+        license: as in `model_card`.
+
+    Raises:
+        GalipError: the recipe or the card cannot be read.
+    """
+    from ..hub.card import merged_text, parse_card
+    from ..hub.card_rendering import render_card
+    from ..hub.model_directory import read_text
+    from ..model.configuration_galip import GalipConfig
+    from ..training.recipe import load_recipe
+
+    path, recipe_path = Path(path), Path(recipe_path)
+    base = parse_card(read_text(path), str(path)) if path.is_file() else None
+    if base is not None and license is not None:
+        base.data.license = license
+    recipe = load_recipe(recipe_path)
+    config = GalipConfig.from_dict(recipe.model)
+    fresh = render_card(config, base, license, plan=_plan(recipe, recipe_path.name))
+    return merged_text(base, fresh, ())
+
+
+def _plan(recipe: "Recipe", name: str) -> dict[str, Any]:
+    from ..training.run_facts import recipe_facts
+
+    facts = recipe_facts(recipe, None)
+    return {
+        "recipe": name,
+        "data": facts["data"]["description"],
+        "clip": facts["clip"],
+        "settings": recipe.training.to_dict(),
+    }
+
+
+def check_planned_card(recipe_path: str | Path, path: str | Path) -> list[str]:
+    """What is wrong with the card of a model without weights: scores, sections the recipe does not give.
+
+    Raises:
+        GalipError: the recipe or the card cannot be read.
+    """
+    from ..hub.card import parse_card
+    from ..hub.card_check import scores_by_hand
+    from ..hub.model_directory import read_text
+
+    path = Path(path)
+    card = parse_card(read_text(path), str(path))
+    faults = [
+        f"{path}, text by hand: {number}, but there are no weights; a quotation links to its source"
+        for number in scores_by_hand(card.text)
+    ]
+    if str(card).rstrip() != planned_card(recipe_path, path).rstrip():
+        faults.append(f"{path}: not what {recipe_path} gives; write it again (galip-hf card)")
+    return faults

@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..errors import GalipError
+from ..model.errors import GalipError
 
 if TYPE_CHECKING:
     import numpy as np
@@ -52,6 +52,8 @@ def _names(text: str, option: str) -> list[str]:
 
 def _domains_of(arguments: argparse.Namespace, count: int) -> list[dict]:
     """The domains of a converted model, from the command line."""
+    from ..model.configuration_galip import DEFAULT_RULES
+
     names = _names(arguments.domains, "--domains")
     if len(names) != count:
         raise GalipError(
@@ -72,12 +74,8 @@ def _domains_of(arguments: argparse.Namespace, count: int) -> list[dict]:
             f"--prompts {arguments.prompts}: {len(prompts)} lines; expected {count}, one a domain"
         )
     # The authors scale slices to [0, 1] before training; these rules do so for whole volumes.
-    rules = {
-        "MR": {"rule": "percentile", "lower": 0.0, "upper": 99.5},
-        "CT": {"rule": "window", "lower": -1000.0, "upper": 1000.0},
-    }
     return [
-        {"name": name, "prompt": prompt, "modality": modality, "intensity": rules.get(modality, {})}
+        {"name": name, "prompt": prompt, "modality": modality, "intensity": DEFAULT_RULES.get(modality, {})}
         for name, prompt, modality in zip(names, prompts, modalities, strict=True)
     ]
 
@@ -112,9 +110,9 @@ def _to_official(arguments: argparse.Namespace, output: Path) -> None:
     import numpy as np
     import torch
 
-    from ..convert import official_state_dict
     from ..files import atomic_write
-    from ..modeling_galip import GalipForImageTranslation
+    from ..model.modeling_galip import GalipForImageTranslation
+    from ..official_weights import official_state_dict
 
     for option in ("domains", "prompts", "modalities", "clip"):
         if getattr(arguments, option):
@@ -141,10 +139,14 @@ def _to_official(arguments: argparse.Namespace, output: Path) -> None:
 def _from_official(arguments: argparse.Namespace, output: Path) -> None:
     import torch
 
-    from ..convert import config_of_official_state_dict, convert_official_state_dict, load_official_state_dict
     from ..files import atomic_write
-    from ..image_processing_galip import GalipImageProcessor
-    from ..modeling_galip import GalipForImageTranslation
+    from ..model.image_processing_galip import GalipImageProcessor
+    from ..model.modeling_galip import GalipForImageTranslation
+    from ..official_weights import (
+        config_of_official_state_dict,
+        convert_official_state_dict,
+        load_official_state_dict,
+    )
 
     if not arguments.domains:
         raise GalipError("--domains is missing; give the names of the domains, in label order")
@@ -156,7 +158,7 @@ def _from_official(arguments: argparse.Namespace, output: Path) -> None:
     converted = convert_official_state_dict(state_dict)
     domains = _domains_of(arguments, len(converted["label_embedding.weight"]))
     if arguments.clip:
-        from ..clip_backbone import ClipBackbone
+        from ..clip.backbone import ClipBackbone
 
         states = (
             ClipBackbone.from_pretrained(arguments.clip)

@@ -7,13 +7,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..errors import GalipError
+from ..model.errors import GalipError
 
 if TYPE_CHECKING:
     import numpy as np
 
-    from ..clip_backbone import ClipBackbone
-    from ..generator import GalipGenerator
+    from ..clip.backbone import ClipBackbone
+    from ..model.unet import GalipGenerator
 
 Windows = dict[str, tuple[float, float]]
 
@@ -73,7 +73,7 @@ def _evaluate(arguments: argparse.Namespace) -> None:
     folders = _check_mode(arguments)
     backbone = None
     if arguments.clip:
-        from ..clip_backbone import ClipBackbone
+        from ..clip.backbone import ClipBackbone
         from ..extras import require
 
         require("torchmetrics", "evaluate")
@@ -134,11 +134,11 @@ def _device(name: str) -> str:
 
 
 def _run_table(arguments: argparse.Namespace, backbone: "ClipBackbone | None") -> _Run:
-    from ..data.paired import DomainSlices, TableSubjects
+    from ..data.paired_subjects import DomainSlices, TableSubjects
     from ..data.table import load_table
-    from ..evaluation import evaluate
-    from ..inference import translate_slices
-    from ..report import split_hash
+    from ..evaluation.evaluate import evaluate
+    from ..inference.slices import translate_slices
+    from ..prepare.splits import split_hash_of_table
 
     table = load_table(arguments.data)
     if arguments.split not in table:
@@ -181,7 +181,7 @@ def _run_table(arguments: argparse.Namespace, backbone: "ClipBackbone | None") -
     def predict(index: int, source: str, target: str, wanted: slice) -> "np.ndarray":
         return translate_slices(models[sources[0]], subjects[index][source][wanted], target)
 
-    digest, kind = split_hash(arguments.data, subjects.names)
+    digest, kind = split_hash_of_table(arguments.data, subjects.names)
     details = {
         **_identity(arguments.model, "model"),
         **_identity(arguments.compare, "compared"),
@@ -198,13 +198,13 @@ def _run_table(arguments: argparse.Namespace, backbone: "ClipBackbone | None") -
 
 
 def _load(source: str, device: str) -> "GalipGenerator":
-    from ..pipeline import load_model
+    from ..inference.pipeline import load_model
 
     return load_model(source)[0].to(device)
 
 
 def _translator(model: "GalipGenerator") -> Callable[["np.ndarray", str, str], "np.ndarray"]:
-    from ..inference import translate_slices
+    from ..inference.slices import translate_slices
 
     return lambda volume, source, target: translate_slices(model, volume, target)
 
@@ -246,7 +246,7 @@ def _identity(source: str | None, role: str) -> dict[str, Any]:
         return {}
     from transformers.utils import cached_file
 
-    from ..report import file_hash
+    from ..files import file_hash
 
     identity: dict[str, Any] = {role: source}
     for key, name in (("weights_sha256", "model.safetensors"), ("config_sha256", "config.json")):
@@ -259,8 +259,8 @@ def _identity(source: str | None, role: str) -> dict[str, Any]:
 
 
 def _run_folders(arguments: argparse.Namespace, backbone: "ClipBackbone | None") -> _Run:
-    from ..data.paired import FolderSubjects
-    from ..evaluation import evaluate_folders
+    from ..data.paired_subjects import FolderSubjects
+    from ..evaluation.evaluate import evaluate_folders
 
     source, arrow, target = (arguments.direction or "source->target").partition("->")
     if not (arrow and source and target and source != target):
@@ -310,10 +310,10 @@ def _run_folders(arguments: argparse.Namespace, backbone: "ClipBackbone | None")
 
 
 def _write(run: _Run, output: Path, arguments: argparse.Namespace) -> None:
-    from ..cases import save_cases
+    from ..evaluation.case_figures import save_cases
+    from ..evaluation.report import compare_reports, model_index, provenance, write_subjects_csv
+    from ..evaluation.report_page import html_report
     from ..files import atomic_write, write_report
-    from ..report import compare_reports, model_index, provenance, write_subjects_csv
-    from ..report_html import html_report
 
     first, *others = run.reports.items()
     name, report = first
@@ -337,7 +337,7 @@ def _write(run: _Run, output: Path, arguments: argparse.Namespace) -> None:
 
 def _say(run: _Run, output: Path) -> None:
     """The headline on the terminal."""
-    from ..report_html import findings
+    from ..evaluation.report_page import findings
 
     report = next(iter(run.reports.values()))
     table = report["protocols"]["fixed"]["masked"]

@@ -5,7 +5,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from ..errors import GalipError
+from ..model.errors import GalipError
 
 
 def add_parser(commands: Any) -> None:

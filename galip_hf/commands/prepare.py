@@ -5,7 +5,8 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..errors import GalipError
+from ..model.errors import GalipError
+from .options import INTENSITY_HELP, parse_intensity
 
 if TYPE_CHECKING:
     from ..prepare.sources import Source
@@ -41,7 +42,7 @@ def add_parser(commands: Any) -> None:
     parser.add_argument("--reference", metavar="DOMAIN", help="domain whose grid is used")
     parser.add_argument(
         "--rule", action="append", default=[], metavar="DOMAIN=RULE",
-        help="intensity rule: percentile:0:99.5 (default), window:-1000:1000 (default of CT), or none",
+        help=INTENSITY_HELP,
     )  # fmt: skip
     parser.add_argument("--slices-per-subject", type=int, metavar="N", help="of a .mat file (syndiff only)")
     parser.add_argument("--workers", type=int, help="processes (default: one a core)")
@@ -115,27 +116,14 @@ def _source(arguments: argparse.Namespace) -> "Source":
 
 
 def _rules(options: list[str], domains: tuple[str, ...]) -> dict[str, dict[str, Any]]:
-    from ..configuration_galip import validate_intensity_rule
+    from ..model.configuration_galip import DEFAULT_RULES
 
-    rules: dict[str, dict[str, Any]] = {}
-    for name in domains:
-        ct = name.upper() == "CT"
-        rules[name] = (
-            {"rule": "window", "lower": -1000.0, "upper": 1000.0}
-            if ct
-            else {"rule": "percentile", "lower": 0.0, "upper": 99.5}
-        )
+    rules = {name: DEFAULT_RULES["CT" if name.upper() == "CT" else "MR"] for name in domains}
     for option in options:
         name, _, text = option.partition("=")
-        kind, *bounds = text.split(":")
         if name not in rules:
             raise GalipError(f"--rule {option}: unknown domain; expected one of {', '.join(rules)}")
-        try:
-            ends = dict(zip(("lower", "upper"), (float(bound) for bound in bounds), strict=bool(bounds)))
-        except ValueError:
-            raise GalipError(f"--rule {option}: expected two numbers, as in percentile:0:99.5") from None
-        rules[name] = {"rule": kind, **ends}
-        validate_intensity_rule(rules[name], f"--rule {option}")
+        rules[name] = parse_intensity(text, f"--rule {option}")
     return rules
 
 

@@ -24,7 +24,7 @@ def add_parser(commands: Any) -> None:
 
 
 def _push(arguments: argparse.Namespace) -> None:
-    from ..hub import push_model_directory
+    from ..hub.push import push_model_directory
 
     commit = push_model_directory(
         arguments.directory,

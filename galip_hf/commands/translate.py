@@ -6,13 +6,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..errors import GalipError
-from ..startup import collector_paused, keep_freed_memory
+from ..model.errors import GalipError
+from ..version import DISCLAIMER
+from .startup import collector_paused, keep_freed_memory
 
 if TYPE_CHECKING:
     from ..data.scans import ScanSource
-    from ..pipeline import GalipPipeline
-    from ..translation import Translation
+    from ..inference.pipeline import GalipPipeline
+    from ..inference.translation import Translation
 
 FORMATS = ("input", "nii.gz", "nii", "mat", "npy", "npz", "png", "dicom")
 
@@ -133,7 +134,7 @@ def _translate(arguments: argparse.Namespace) -> int:
 
 
 def _load(arguments: argparse.Namespace) -> "GalipPipeline":
-    from ..pipeline import GalipPipeline
+    from ..inference.pipeline import GalipPipeline
 
     keep_freed_memory()
     return GalipPipeline.from_pretrained(
@@ -177,7 +178,7 @@ def _run(
     from tqdm.auto import tqdm
 
     from ..data.scans import read_scan
-    from ..translation import save_dicom, save_translations
+    from ..inference.translation import save_dicom, save_translations
 
     volumes = read_scan(job.scan, axis=arguments.axis)
     slices = sum(len(volume.array) for volume in volumes)
@@ -233,7 +234,7 @@ def _print_table(rows: Sequence[tuple[Path, "dict[str, Any]"]]) -> None:
     for output, report in rows:
         for warning in report["warnings"]:
             print(f"warning: {output}: {warning}")
-    print("Synthetic, not for diagnosis.")
+    print(f"{DISCLAIMER.capitalize()}.")
 
 
 def _number(value: float | None) -> str:

@@ -1,0 +1,1 @@
+"""Scans and tables of slices: reading, writing, sampling, and the procedural phantom."""

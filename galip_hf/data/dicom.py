@@ -8,7 +8,7 @@ affine that NIfTI has for the same scan; what is kept of each slice's header is 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,11 +17,11 @@ from typing import Any
 import nibabel as nib
 import numpy as np
 
-from galip_hf.data.decoding import PixelDecoder
-from galip_hf.data.readers import check_announced, check_file, corrupt_as_error
-from galip_hf.data.volumes import Volume, checked_float32, nifti_layout, nifti_spacing
-from galip_hf.errors import GalipError
-from galip_hf.extras import require
+from ..extras import require
+from ..model.errors import GalipError
+from .dicom_decoding import PixelDecoder
+from .readers import check_announced, check_file, corrupt_as_error
+from .volumes import Volume, checked_float32, nifti_layout, nifti_spacing
 
 SUFFIXES = (".dcm", ".dicom", ".ima")
 GEOMETRY = ("ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing")
@@ -72,6 +72,11 @@ def is_dicom(path: Path) -> bool:
             return file.read(132)[128:] == b"DICM"
     except OSError:
         return False
+
+
+def dicom_files(files: Iterable[Path]) -> list[Path]:
+    """The DICOM files among some files; the index DICOMDIR is none of them."""
+    return [file for file in files if file.stem.upper() != "DICOMDIR" and is_dicom(file)]
 
 
 def find_series(files: Sequence[Path]) -> list[Series]:

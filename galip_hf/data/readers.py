@@ -22,7 +22,8 @@ import numpy as np
 import scipy.io
 from PIL import Image
 
-from galip_hf.data.volumes import (
+from ..model.errors import GalipError
+from .volumes import (
     FileLayout,
     Volume,
     checked_axis,
@@ -32,7 +33,6 @@ from galip_hf.data.volumes import (
     slices_first_layout,
     slices_last_layout,
 )
-from galip_hf.errors import GalipError
 
 SUFFIXES = (".nii.gz", ".nii", ".mat", ".npz", ".npy", ".png")
 MATLAB_VARIABLE = "data_fs"  # the name SynDiff and the I2I-Galip authors use in their files

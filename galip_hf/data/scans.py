@@ -15,18 +15,19 @@ import nibabel as nib
 import numpy as np
 from PIL import Image
 
-from galip_hf.data import dicom
-from galip_hf.data.derived_dicom import write_dicom_series
-from galip_hf.data.readers import (
+from ..files import files_below
+from ..model.errors import GalipError
+from . import dicom
+from .dicom_writer import write_dicom_series
+from .readers import (
     SUFFIXES,
     check_axis_of_array,
     nifti_image_volumes,
     pil_volume,
     read_volumes,
 )
-from galip_hf.data.volumes import Volume
-from galip_hf.data.writers import write_series
-from galip_hf.errors import GalipError
+from .volumes import Volume
+from .writers import write_series
 
 logger = logging.getLogger(__name__)
 
@@ -97,7 +98,7 @@ class _Found:
 def _scans_of(root: Path, files: Sequence[Path]) -> list[_Found]:
     scans = [_Found(root, file, _stem(file.name)) for file in files if _has_suffix(file)]
     others = [file for file in files if not _has_suffix(file)]
-    series = [file for file in others if dicom.is_dicom(file)]
+    series = dicom.dicom_files(others)
     for one in dicom.find_series(series):
         label = _stem(root.name) if root.is_file() else one.label
         scans.append(_Found(root, one.path, label, one.uid, one.files))
@@ -116,11 +117,7 @@ def _files(root: Path) -> list[Path]:
         return [root]
     if not root.is_dir():
         raise GalipError(f"{root}: no such file or folder; check the path")
-    files = []
-    for folder, folders, names in os.walk(root):
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        files += [Path(folder, name) for name in sorted(names) if not name.startswith(".")]
-    return [file for file in files if file.stem.upper() != "DICOMDIR"]
+    return [file for file in files_below(root) if file.stem.upper() != "DICOMDIR"]
 
 
 def _has_suffix(file: Path) -> bool:

@@ -26,8 +26,8 @@ import datasets
 import numpy as np
 from datasets.arrow_writer import ArrowWriter
 
-from ..errors import GalipError
 from ..files import atomic_write
+from ..model.errors import GalipError
 
 SPLITS = ("train", "validation", "test")
 COLUMNS = ("pixel_values", "domain", "subject", "slice")

@@ -15,7 +15,7 @@ from typing import Any
 import nibabel as nib
 import numpy as np
 
-from galip_hf.errors import GalipError
+from ..model.errors import GalipError
 
 METRE, MICROMETRE = 1, 3  # codes in the low three bits of NIfTI's xyzt_units; all others are taken as mm
 AXES = {

@@ -12,12 +12,13 @@ import nibabel as nib
 import numpy as np
 from PIL import Image
 
-from galip_hf.data.readers import MATLAB_VARIABLE, supported_suffix
-from galip_hf.data.volumes import FileLayout, Volume, checked_float32
-from galip_hf.errors import GalipError
-from galip_hf.files import atomic_write
+from ..files import atomic_write
+from ..model.errors import GalipError
+from ..version import DISCLAIMER
+from .readers import MATLAB_VARIABLE, supported_suffix
+from .volumes import FileLayout, Volume, checked_float32
 
-DESCRIPTION = "synthetic, galip_hf; not for diagnosis"  # NIfTI's descrip field: at most 79 bytes
+DESCRIPTION = f"galip_hf: {DISCLAIMER}"  # NIfTI's descrip field: at most 79 bytes
 
 
 def check_output_path(path: str | Path, *, overwrite: bool = False) -> Path:

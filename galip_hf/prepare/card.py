@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from ..data.table import SUMMARY_NAME, load_table, quiet_unless_terminal
-from ..errors import GalipError
+from ..model.errors import GalipError
 from .describe import describe_summary
 from .splits import SPLITS_NAME
 

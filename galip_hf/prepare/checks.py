@@ -6,8 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from ..errors import GalipError
 from ..figures import save_montage
+from ..model.errors import GalipError
 
 LARGEST_SHIFT = 2.0  # mm; or a voxel where that is larger
 _FEWEST_FOR_OUTLIERS = 5

@@ -15,8 +15,8 @@ import numpy as np
 from ..data.dicom import read_series
 from ..data.scans import read_scan
 from ..data.volumes import Volume, checked_float32
-from ..errors import GalipError
 from ..extras import require
+from ..model.errors import GalipError
 from .sources import ITK_SUFFIXES, Scan
 
 _RAS_TO_LPS = np.array([-1.0, -1.0, 1.0])

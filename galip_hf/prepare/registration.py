@@ -13,8 +13,8 @@ from skimage.metrics import normalized_mutual_information
 from skimage.registration import phase_cross_correlation
 
 from ..data.table import FOREGROUND_LEVEL
-from ..errors import GalipError
 from ..extras import require
+from ..model.errors import GalipError
 from .images import Grid, ScanImage, to_itk
 
 _BINS = 32

@@ -21,8 +21,8 @@ import numpy as np
 from tqdm.auto import tqdm
 
 from ..data.table import MINIMUM_FOREGROUND, SPLITS, SUMMARY_NAME, SubjectVolume, write_table
-from ..errors import GalipError
-from ..files import atomic_write
+from ..files import atomic_write, file_hash
+from ..model.errors import GalipError
 from ..version import __version__
 from .checks import domain_statistics, raw_duplicates, registration_warnings, save_pair_montage
 from .sources import Scan, Source
@@ -240,7 +240,7 @@ def _prepare_task(task: Task) -> dict[str, Any]:
     shard = _shard(task)
     with atomic_write(shard) as temporary, temporary.open("wb") as file:
         np.savez(file, **prepared.volumes)  # type: ignore[arg-type]
-    record = {**prepared.record, "hash": _file_hash(shard)}
+    record = {**prepared.record, "hash": file_hash(shard)}
     with atomic_write(shard.with_suffix(".json")) as temporary:
         temporary.write_text(json.dumps(record), encoding="utf-8")
     return json.loads(json.dumps(record))
@@ -251,17 +251,9 @@ def _finished(task: Task) -> dict[str, Any] | None:
     shard = _shard(task)
     try:
         record = json.loads(shard.with_suffix(".json").read_text(encoding="utf-8"))
-        return record if record["hash"] == _file_hash(shard) else None
+        return record if record["hash"] == file_hash(shard) else None
     except (OSError, ValueError, KeyError):
         return None
-
-
-def _file_hash(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
 
 
 __all__ = ["assign_splits", "complete_subjects", "groups_of", "prepare"]

@@ -19,7 +19,8 @@ from typing import Any
 
 from ..data import dicom
 from ..data.readers import SUFFIXES
-from ..errors import GalipError
+from ..files import files_below
+from ..model.errors import GalipError
 
 # Formats that SimpleITK reads; all others go through galip_hf.data.readers.
 ITK_SUFFIXES = (".mha", ".mhd", ".nrrd")
@@ -122,8 +123,7 @@ def gold_atlas(directory: Path) -> Source:
 
 def _dicom_series(directory: Path) -> list[dicom.Series]:
     """The DICOM series below a directory, in the order of their folders and UIDs; other files are ignored."""
-    files = [path for path in _files(directory, ("",)) if path.stem.upper() != "DICOMDIR"]
-    found = dicom.find_series([path for path in files if dicom.is_dicom(path)])
+    found = dicom.find_series(dicom.dicom_files(files_below(_directory(directory))))
     for series in found:
         if series.uid is None:
             raise GalipError(f"{series.path}: not a readable DICOM file; copy it again")
@@ -263,12 +263,7 @@ def _folders(directory: Path) -> list[Path]:
 
 def _files(directory: Path, suffixes: tuple[str, ...]) -> list[Path]:
     """Files below a directory with one of the suffixes, in the order of their paths; hidden ones are not."""
-    found = []
-    for path in sorted(_directory(directory).rglob("*")):
-        hidden = any(part.startswith(".") for part in path.relative_to(directory).parts)
-        if not hidden and path.name.lower().endswith(suffixes) and path.is_file():
-            found.append(path)
-    return found
+    return [path for path in files_below(_directory(directory)) if path.name.lower().endswith(suffixes)]
 
 
 def _without_suffix(path: Path) -> str:

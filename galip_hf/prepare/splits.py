@@ -3,6 +3,7 @@
 import csv
 import hashlib
 import json
+import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,8 @@ from typing import Any
 import numpy as np
 
 from ..data.table import SPLITS
-from ..errors import GalipError
+from ..files import file_hash
+from ..model.errors import GalipError
 
 SPLITS_NAME = "splits.json"
 
@@ -175,6 +177,20 @@ def split_hash(assigned: Mapping[str, Sequence[str]]) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
+def split_hash_of_table(table: str | os.PathLike[str], subjects: Iterable[str]) -> tuple[str, str]:
+    """(SHA-256, of what): of the table's splits.json where there is one, else of the sorted subject names."""
+    path = Path(table) / SPLITS_NAME
+    if path.is_file():
+        try:
+            stated = json.loads(path.read_text(encoding="utf-8")).get("hash")
+        except (ValueError, AttributeError):
+            raise GalipError(f"{path}: not a splits file; prepare the table again") from None
+        if isinstance(stated, str):
+            return stated, "splits.json, as stated there"
+        return str(file_hash(path)), "splits.json"
+    return hashlib.sha256("\n".join(sorted(subjects)).encode()).hexdigest(), "names of the split's subjects"
+
+
 def splits_document(
     assigned: Mapping[str, Sequence[str]], groups: Mapping[str, str], unused: Iterable[str], origin: str
 ) -> dict[str, Any]:
@@ -202,6 +218,7 @@ __all__ = [
     "listing",
     "read_splits",
     "split_hash",
+    "split_hash_of_table",
     "split_subjects",
     "splits_document",
 ]

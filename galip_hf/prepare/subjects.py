@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 
 from ..data.table import FOREGROUND_LEVEL, MINIMUM_FOREGROUND
-from ..errors import GalipError
-from ..intensity import IntensityNormalizer
+from ..model.errors import GalipError
+from ..model.intensity import IntensityNormalizer
 from .images import Grid, ScanImage, read_image
 from .registration import check_pair, register_rigid, resample
 from .sources import Scan

@@ -1,0 +1,1 @@
+"""The frozen CLIP model (BiomedCLIP, or a tiny stand-in) that guides training."""

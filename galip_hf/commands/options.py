@@ -1,0 +1,37 @@
+"""Options that several commands take."""
+
+from typing import Any
+
+from ..model.errors import GalipError
+
+INTENSITY_HELP = (
+    "percentile:LOWER:UPPER, window:LOWER:UPPER or none "
+    "(default: percentile:0:99.5 for MR, window:-1000:1000 for CT)"
+)
+
+
+def parse_intensity(text: str, option: str) -> dict[str, Any]:
+    """An intensity rule from `percentile:0:99.5`, `window:-1000:1000` or `none`.
+
+    Args:
+        text: the rule.
+        option: what the user wrote, for the message.
+
+    Raises:
+        GalipError: another form, or values that `validate_intensity_rule` refuses.
+    """
+    from ..model.configuration_galip import validate_intensity_rule
+
+    kind, *bounds = text.split(":")
+    try:
+        numbers = [float(bound) for bound in bounds]
+    except ValueError:
+        numbers = []
+    if (kind, len(bounds), len(numbers)) not in (("none", 0, 0), ("percentile", 2, 2), ("window", 2, 2)):
+        raise GalipError(f"{option}: expected percentile:LOWER:UPPER, window:LOWER:UPPER or none")
+    rule = {"rule": kind, **dict(zip(("lower", "upper"), numbers, strict=False))}
+    validate_intensity_rule(rule, option)
+    return rule
+
+
+__all__ = ["INTENSITY_HELP", "parse_intensity"]

@@ -1,0 +1,1 @@
+"""Scores of translations under named protocols, baselines, and the report."""

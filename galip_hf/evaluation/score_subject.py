@@ -1,0 +1,209 @@
+"""One subject of an evaluation: each direction, the translator and the baselines, under each protocol."""
+
+import math
+import threading
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ..model.errors import GalipError
+from .baselines import Histogram, RankedImage
+from .metrics import (
+    FixedTarget,
+    Scores,
+    Window,
+    fixed_target,
+    paper_scores,
+    sharpness_ratio,
+    slice_consistency,
+)
+from .report import MEASURES
+
+if TYPE_CHECKING:
+    from ..clip.backbone import ClipBackbone
+
+Predict = Callable[[str, str], np.ndarray]  # (source domain, target domain) -> (S, H, W), of one subject
+
+
+@dataclass(eq=False)
+class Task:
+    """What stays the same from subject to subject.
+
+    Attributes:
+        directions: (source, target), those of one source after another.
+        windows: CT domain to (HU at 0, HU at 1).
+        histogram_references: of the target domains; without them histograms are matched to the target.
+        mean_slices: (H, W) of the target domains.
+        sources: False: only predictions and targets are known.
+        baselines: score the baselines.
+        backbone: for features; None: none are taken.
+        torch_lock: networks run for one subject at a time: they have threads of their own.
+    """
+
+    directions: list[tuple[str, str]]
+    windows: dict[str, Window]
+    histogram_references: dict[str, Histogram] = field(default_factory=dict)
+    mean_slices: dict[str, np.ndarray] = field(default_factory=dict)
+    sources: bool = True
+    baselines: bool = True
+    backbone: "ClipBackbone | None" = None
+    torch_lock: Any = field(default_factory=threading.Lock)
+
+
+@dataclass
+class SubjectScores:
+    """`entry`: the subject's part of the report. Features: of its slices, by target and by direction."""
+
+    entry: dict[str, Any]
+    exclusions: list[dict[str, Any]] = field(default_factory=list)
+    real_features: dict[str, Any] = field(default_factory=dict)
+    fake_features: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, eq=False)
+class _Target:
+    """A target volume in model space, as it is and prepared for `FIXED` (for CT in HU)."""
+
+    volume: np.ndarray
+    fixed: FixedTarget
+    window: Window | None
+
+
+def score_subject(
+    name: str | int, subject: Mapping[str, np.ndarray], task: Task, predict: Predict | None
+) -> SubjectScores:
+    """Scores of every direction the subject has; the others are exclusions.
+
+    Args:
+        name: of the subject.
+        subject: domain -> (S, H, W) in model space.
+        task: what to score.
+        predict: the translation of a direction; None scores the baselines alone.
+
+    Raises:
+        GalipError: a translation cannot be scored; the message names the subject and the direction.
+    """
+    slices = max((len(volume) for volume in subject.values()), default=0)
+    result = SubjectScores({"subject": name, "slices": slices, "directions": {}})
+    targets = {
+        target: _target(subject, target, task) for target in dict.fromkeys(t for _, t in task.directions)
+    }
+    means: dict[str, Any] = {}  # the baseline "mean" does not depend on the source
+    ranked: dict[str, RankedImage] = {}
+    for source, target in task.directions:
+        direction, prepared = f"{source}->{target}", targets[target]
+        if isinstance(prepared, str) or (task.sources and source not in subject):
+            reason = prepared if isinstance(prepared, str) else f"{source} missing"
+            result.exclusions.append({"subject": name, "direction": direction, "reason": reason})
+            continue
+        if source not in ranked:
+            ranked = {}  # one source at a time
+        try:
+            prediction = _prediction(predict, source, target, task)
+            scores = {} if prediction is None else _model_scores(prediction, subject.get(source), prepared)
+            if task.baselines:
+                scores |= _baseline_scores(subject.get(source), source, target, prepared, ranked, task)
+                if target in task.mean_slices:
+                    if target not in means:
+                        mean = np.broadcast_to(task.mean_slices[target], prepared.volume.shape)
+                        means[target] = _score(mean, prepared)
+                    scores["mean"] = means[target]
+        except GalipError as error:
+            raise GalipError(f"subject {name}, {direction}: {error}") from error
+        result.entry["directions"][direction] = scores
+        if prediction is not None and task.backbone is not None:
+            result.fake_features[direction] = _features(prediction, task)
+    if task.backbone is not None:
+        for target in {direction.split("->")[1] for direction in result.entry["directions"]}:
+            result.real_features[target] = _features(subject[target], task)
+    return result
+
+
+def _target(subject: Mapping[str, np.ndarray], target: str, task: Task) -> _Target | str:
+    """The target, or why the subject does not count for this domain."""
+    if target not in subject:
+        return f"{target} missing"
+    window = task.windows.get(target)
+    try:
+        if window is None:
+            return _Target(subject[target], fixed_target(subject[target]), None)
+        fixed = fixed_target(hounsfield(subject[target], window), modality="CT", window=window)
+        return _Target(subject[target], fixed, window)
+    except GalipError as error:
+        return str(error)
+
+
+def _prediction(predict: Predict | None, source: str, target: str, task: Task) -> np.ndarray | None:
+    if predict is None:
+        return None
+    with task.torch_lock:
+        return np.asarray(predict(source, target))
+
+
+def _model_scores(prediction: np.ndarray, source: np.ndarray | None, target: _Target) -> dict[str, Any]:
+    """The model's scores, and its distances to target and source (MAE in model space, foreground)."""
+    mask, volume = target.fixed.mask, target.volume
+    scores = {
+        "model": _score(prediction, target),
+        "sharpness_ratio": sharpness_ratio(prediction, volume, mask),
+        "slice_consistency": slice_consistency(prediction, volume, mask),
+        "mae_to_target": float(np.abs(prediction - volume)[mask].mean()),
+    }
+    if source is not None:
+        scores["mae_to_source"] = float(np.abs(prediction - source)[mask].mean())
+    return scores
+
+
+def _baseline_scores(
+    volume: np.ndarray | None,
+    source: str,
+    target_domain: str,
+    target: _Target,
+    ranked: dict[str, RankedImage],
+    task: Task,
+) -> dict[str, Any]:
+    """Of the source (`volume`) copied and histogram-matched."""
+    if volume is None:
+        return {}
+    scores = {"copy": _score(volume, target)}
+    if source not in ranked:
+        ranked[source] = RankedImage.of(volume)
+    reference = task.histogram_references.get(target_domain)
+    matched = ranked[source].matched_to(reference or Histogram.of(target.volume))
+    return scores | {"histogram": _score(matched, target)}
+
+
+def _score(prediction: np.ndarray, target: _Target) -> dict[str, Any]:
+    """Protocol -> region -> scores of one volume in model space."""
+    paper = paper_scores(prediction, target.volume)
+    fixed = target.fixed.scores(
+        prediction if target.window is None else hounsfield(prediction, target.window)
+    )
+    return {
+        "paper": {"full": {**_measures(paper), "skipped_slices": paper.skipped_slices}},
+        "fixed": {region: _measures(scores) for region, scores in fixed.items()},
+    }
+
+
+def hounsfield(volume: np.ndarray, window: Window) -> np.ndarray:
+    """A volume in model space, of any shape, in HU, float64."""
+    low, high = window
+    return low + np.asarray(volume, np.float64) * (high - low)
+
+
+def _measures(scores: Scores) -> dict[str, float | None]:
+    values = {measure: getattr(scores, measure) for measure in MEASURES}
+    return {measure: None if math.isnan(value) else value for measure, value in values.items()}
+
+
+def _features(slices: np.ndarray, task: Task) -> Any:
+    from .fid_kid import slice_features
+
+    assert task.backbone is not None
+    with task.torch_lock:
+        return slice_features(task.backbone, slices)
+
+
+__all__ = ["Predict", "SubjectScores", "Task", "hounsfield", "score_subject"]

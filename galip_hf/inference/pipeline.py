@@ -1,0 +1,327 @@
+"""Scan in, scan out: `GalipPipeline` translates a scan on its own grid and says how far to believe it."""
+
+import math
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from ..model.configuration_galip import GalipConfig
+from ..model.errors import GalipError
+from ..model.intensity import IntensityNormalizer, NormalizedVolume
+from ..model.unet import GalipGenerator, GalipTarget, load_generator
+from ..version import DISCLAIMER, __version__
+from . import reliability as trust
+from .slices import PRECISIONS, foreground_box, resize_slices, translate_to_targets
+from .translation import Translation
+
+if TYPE_CHECKING:
+    from ..data.volumes import Volume
+
+Advance = Callable[[int], object]
+
+
+def load_model(
+    source: str,
+    *,
+    revision: str | None = None,
+    token: str | bool | None = None,
+    verify: bool | None = None,
+    subfolder: str = "",
+    variant: str | None = None,
+) -> tuple[GalipGenerator, IntensityNormalizer]:
+    """A model's network and intensity rules from a directory or a Hub repository.
+
+    They are what inference needs, and are there two seconds sooner than `GalipForImageTranslation` and
+    `GalipImageProcessor`, for which transformers imports its model classes. Options as in
+    `hub.pull.resolve_model`.
+
+    Raises:
+        GalipError: nothing there, damaged, or not a model of ours.
+    """
+    from ..hub.pull import resolve_model
+
+    directory = resolve_model(
+        source, revision=revision, token=token, verify=verify, subfolder=subfolder, variant=variant
+    )
+    try:
+        return load_generator(directory, variant), IntensityNormalizer.load(directory)
+    except OSError as error:
+        raise GalipError(f"{source}: not a model that can be loaded ({str(error).splitlines()[0]})") from None
+
+
+class GalipPipeline:
+    """Translates whole scans.
+
+    ```python
+    pipe = GalipPipeline.from_pretrained("examples/phantom_model")
+    translation = pipe("scan.nii.gz", target="T2")
+    translation.save("t2.nii.gz")
+    ```
+    """
+
+    def __init__(
+        self,
+        model: GalipGenerator,
+        processor: IntensityNormalizer,
+        *,
+        device: str | torch.device = "cpu",
+        precision: str = "fp32",
+        name: str | None = None,
+    ) -> None:
+        if precision not in PRECISIONS:
+            raise GalipError(f"precision is {precision!r}; expected one of {', '.join(PRECISIONS)}")
+        try:
+            self.model = model.to(torch.device(device)).eval()
+        except (RuntimeError, AssertionError) as error:
+            raise GalipError(f"device {device}: not usable ({str(error).splitlines()[0]})") from None
+        self.processor = processor
+        self.precision = precision
+        self.name = name or model.config.name_or_path or "unnamed"
+        self._statistics = processor.statistics
+        self._targets: dict[str, GalipTarget] = {}
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        model: str | os.PathLike[str],
+        *,
+        revision: str | None = None,
+        token: str | bool | None = None,
+        verify: bool | None = None,
+        subfolder: str = "",
+        variant: str | None = None,
+        device: str | torch.device = "cpu",
+        precision: str = "fp32",
+    ) -> "GalipPipeline":
+        """From a model directory or a repository of the Hub (`user/name`, at `revision`).
+
+        Args:
+            token, verify, subfolder, variant: as in `hub.pull.resolve_model`.
+            precision: `fp32` (the reference), or `bf16` or `fp16` under autocast.
+
+        Raises:
+            GalipError: no such model, weights or configuration that do not fit, an unusable device, an
+                unknown precision.
+        """
+        loaded, processor = load_model(
+            os.fspath(model),
+            revision=revision,
+            token=token,
+            verify=verify,
+            subfolder=subfolder,
+            variant=variant,
+        )
+        return cls(loaded, processor, device=device, precision=precision, name=os.fspath(model))
+
+    @property
+    def config(self) -> GalipConfig:
+        """The model's configuration."""
+        return self.model.config
+
+    def source_domain(self, source: str | None, slices: "Volume | None" = None) -> str:
+        """The domain whose intensity rule the input follows: `source`, or where all rules are the same the
+        domain that the input looks like (the first one if the model cannot tell).
+
+        Raises:
+            GalipError: an unknown domain, or None with domains of different rules.
+        """
+        names = self.config.domain_names
+        if source is not None:
+            if source not in names:
+                raise GalipError(f"source {source!r} is unknown to this model; it has {', '.join(names)}")
+            return source
+        rules = {tuple(sorted(self.processor.intensity_rules[name].items())) for name in names}
+        if len(rules) > 1:
+            raise GalipError(
+                "source (--from) is missing: this model's domains have different intensity rules; "
+                f"give one of {', '.join(names)}"
+            )
+        if slices is None or not self._statistics:
+            return names[0]
+        values = self._normalize(slices, names[0]).pixel_values[:, 0].numpy()
+        look = trust.check_source(values, next(iter(self._statistics)), self._statistics)
+        return look["looks_like"] or names[0]
+
+    def __call__(
+        self,
+        scan: Any,
+        target: str | Sequence[str],
+        source: str | None = None,
+        *,
+        batch_size: int = 4,
+        cycle: bool = False,
+        crop: bool = False,
+        resample: float | None = None,
+        axis: str | None = None,
+        advance: Advance = lambda count: None,
+    ) -> Any:
+        """Translate one scan, or a list of scans.
+
+        Args:
+            scan: a path, a folder with one DICOM series, a `Volume`, a nibabel image, a numpy array (S, H, W)
+                or (H, W), or a single-channel PIL image; or a list of these.
+            target: a domain's name, or several.
+            source: the domain of the input; None where the domains share one intensity rule.
+            batch_size: slices translated at once.
+            cycle: also translate back to the source, for the cycle map and error.
+            crop: translate the foreground's bounding box only, grown to a multiple of 32.
+            resample: pixel size in mm at which to translate (linear interpolation within the slices, undone
+                afterwards); None for the scan's own.
+            axis: plane of the slices, `axial`, `coronal` or `sagittal`; None: axial by the scan's affine.
+            advance: called with the number of slices done since the last call; there are
+                S * targets * (2 with `cycle`) of them.
+
+        Returns:
+            A `Translation` for one scan and one target; a list for several scans or targets, scan by scan.
+
+        Raises:
+            GalipError: an unreadable scan, an unknown domain, values that do not fit the source's rule.
+        """
+        targets = [target] if isinstance(target, str) else list(target)
+        if not targets or len(set(targets)) != len(targets):
+            raise GalipError(f"target: found {targets}; expected at least one domain, each once")
+        if batch_size < 1:
+            raise GalipError(f"batch_size is {batch_size}; expected 1 or more")
+        if resample is not None and not 0 < resample < math.inf:
+            raise GalipError(f"resample is {resample}; expected a pixel size in mm, more than 0")
+        several = isinstance(scan, (list, tuple))
+        translations = [
+            translation
+            for one in (scan if several else [scan])
+            for translation in self._translate(
+                _single_volume(one, axis),
+                targets,
+                source,
+                _Settings(batch_size, cycle, crop, resample, advance),
+            )
+        ]
+        return translations if several or not isinstance(target, str) else translations[0]
+
+    def _target(self, name: str) -> GalipTarget:
+        if name not in self._targets:
+            with torch.inference_mode():
+                self._targets[name] = self.model.prepare_target(name)
+        return self._targets[name]
+
+    def _normalize(self, volume: "Volume", domain: str) -> NormalizedVolume:
+        try:
+            return self.processor.normalize_volume(volume.array, domain)
+        except GalipError as error:
+            raise GalipError(f"{volume.path or 'scan'}: {error}") from None
+
+    def _translate(
+        self, volume: "Volume", names: list[str], source: str | None, settings: "_Settings"
+    ) -> list[Translation]:
+        targets = [self._target(name) for name in names]
+        given, source = source is not None, self.source_domain(source, volume)
+        normalized = self._normalize(volume, source)
+        slices = normalized.pixel_values[:, 0].numpy()
+        source_report = {
+            "source": source,
+            "source_given": given,
+            "source_rule": self.processor.intensity_rules[source],
+            "source_window": [normalized.lower, normalized.upper],
+            "outside_fraction": normalized.outside_fraction,
+            "input_check": trust.check_source(
+                _at_pixel_size(slices, volume, settings.resample), source, self._statistics
+            ),
+        }
+        translations = []
+        for name, translated in zip(names, self._run(volume, slices, targets, settings), strict=True):
+            # A percentile window belongs to one scan: an MR translation keeps the input's scale.
+            lower, upper = self.processor.fixed_window(name) or (normalized.lower, normalized.upper)
+            report: dict[str, Any] = {
+                **source_report,
+                "target": name,
+                "target_modality": self.config.domains[self.config.domain_index(name)]["modality"],
+                "slices": len(slices),
+                "rule": self.processor.intensity_rules[name],
+                "window": [lower, upper],
+                "identity": trust.identity_check(slices, translated),
+                "cycle_error": None,
+            }
+            cycle_map = None
+            if settings.cycle:
+                (returned,) = self._run(volume, translated, [self._target(source)], settings)
+                report["cycle_error"] = trust.cycle_error(slices, returned)
+                cycle_map = np.abs(returned - slices) * (normalized.upper - normalized.lower)
+            report["warnings"] = trust.warnings_of(report)
+            report |= self._provenance(volume, settings)
+            array = self.processor.postprocess(translated, lower=lower, upper=upper)
+            translations.append(Translation(volume.with_array(array), volume, report, cycle_map))
+        return translations
+
+    def _run(
+        self, volume: "Volume", slices: np.ndarray, targets: list[GalipTarget], settings: "_Settings"
+    ) -> list[np.ndarray]:
+        """Slices in model space to the targets, through resampling and crop and back."""
+        given = _at_pixel_size(slices, volume, settings.resample)
+        box = (slice(None), *(foreground_box(given) if settings.crop else ()))
+        parts = translate_to_targets(
+            self.model,
+            given[box],
+            targets,
+            batch_size=settings.batch_size,
+            precision=self.precision,
+            advance=lambda count: settings.advance(count * len(targets)),
+        )
+        wholes = []
+        for part in parts:
+            whole = np.zeros_like(given)  # outside the box: air
+            whole[box] = part
+            wholes.append(resize_slices(whole, *slices.shape[1:]))
+        return wholes
+
+    def _provenance(self, volume: "Volume", settings: "_Settings") -> dict[str, Any]:
+        return {
+            "input": str(volume.path) if volume.path else None,
+            "model": self.name,
+            "settings": {
+                "device": str(self.model.device),
+                "precision": self.precision,
+                "batch_size": settings.batch_size,
+                "crop": settings.crop,
+                "resample": settings.resample,
+            },
+            "galip_hf": __version__,
+            "note": DISCLAIMER,
+        }
+
+
+@dataclass(frozen=True)
+class _Settings:
+    """How to translate; see `GalipPipeline.__call__`."""
+
+    batch_size: int
+    cycle: bool
+    crop: bool
+    resample: float | None
+    advance: Advance
+
+
+def _at_pixel_size(slices: np.ndarray, volume: "Volume", millimetres: float | None) -> np.ndarray:
+    """The volume's slices with square pixels of that size; as they are for None."""
+    if millimetres is None:
+        return slices
+    edges = zip(slices.shape[1:], volume.spacing[1:], strict=True)
+    height, width = (max(1, round(length * size / millimetres)) for length, size in edges)
+    return resize_slices(slices, height, width)
+
+
+def _single_volume(scan: Any, axis: str | None) -> "Volume":
+    from ..data.scans import read_scan
+
+    volumes = read_scan(scan, axis=axis)
+    if len(volumes) > 1:
+        raise GalipError(
+            f"scan: holds {len(volumes)} volumes; pass galip_hf.data.scans.read_scan(scan), a list of them, "
+            "and write what comes of it with galip_hf.inference.translation.save_translations"
+        )
+    return volumes[0]
+
+
+__all__ = ["GalipPipeline", "load_model"]

@@ -1,0 +1,101 @@
+"""How far to believe a translation: does the input look like its domain, does the way back lead home, did
+anything happen at all.
+
+None of the three sees everything. The look of the input (`check_source`) is compared with the statistics that
+the model's processor keeps of its training slices; the cycle error compares the input with its translation
+back; the collapse check compares the output with the input. What passes all three can still be wrong.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from ..data.input_statistics import find_spots, scan_score, slice_scores
+from ..model.domain_statistics import DomainStatistics
+
+# Mean absolute difference of output and input, in model space inside the foreground, under which the output
+# is taken for the input: the noise of a scan is about as large.
+COLLAPSE_LEVEL = 0.02
+FOREGROUND_LEVEL = 0.05
+
+
+def check_source(
+    slices: np.ndarray, source: str, statistics: Mapping[str, DomainStatistics]
+) -> dict[str, Any]:
+    """Compare (S, H, W) slices in model space with the domains' training slices.
+
+    Returns:
+        `verdict`: `ok`, `unlike` (above the limit, or closer to another domain), or `unknown` (the model
+        keeps no statistics of `source`, or no slice has enough foreground); `looks_like`, the known domain
+        with the lowest score in its own deviations, None if none is within its limit; `score`, `limit`; and
+        `slice_scores`, None for slices with too little foreground.
+    """
+    unknown = {
+        "verdict": "unknown", "looks_like": None, "score": None, "limit": None, "slice_scores": None,
+    }  # fmt: skip
+    if source not in statistics:
+        return unknown
+    spots = find_spots(slices)
+    per_slice = {name: slice_scores(spots, known.counts) for name, known in statistics.items()}
+    scores = {name: scan_score(values) for name, values in per_slice.items()}
+    score = scores[source]
+    if score is None:
+        return unknown
+    excess = {
+        name: (value - statistics[name].score_mean) / max(statistics[name].score_deviation, 1e-6)
+        for name, value in scores.items()
+        if value is not None
+    }
+    closest = min(excess, key=lambda name: excess[name])
+    within = scores[closest] <= statistics[closest].score_limit  # type: ignore[operator]
+    limit = statistics[source].score_limit
+    return {
+        "verdict": "ok" if score <= limit else "unlike",
+        "looks_like": closest if within else None,
+        "score": score,
+        "limit": limit,
+        "slice_scores": [None if np.isnan(value) else float(value) for value in per_slice[source]],
+    }
+
+
+def cycle_error(slices: np.ndarray, returned: np.ndarray) -> dict[str, Any]:
+    """Mean |returned - input| in model space inside the input's foreground, of the scan and of each slice.
+
+    A slice without foreground has None.
+    """
+    error, foreground = np.abs(returned - slices), slices > FOREGROUND_LEVEL
+    per_slice = [
+        float(part[mask].mean()) if mask.any() else None for part, mask in zip(error, foreground, strict=True)
+    ]
+    return {"mean": float(error[foreground].mean()) if foreground.any() else None, "slices": per_slice}
+
+
+def identity_check(slices: np.ndarray, translation: np.ndarray) -> dict[str, Any]:
+    """Is the output the input? Mean |output - input| in model space inside the foreground, and a verdict."""
+    foreground = slices > FOREGROUND_LEVEL
+    if not foreground.any():
+        return {"mean_difference": None, "collapsed": False}
+    difference = float(np.abs(translation - slices)[foreground].mean())
+    return {"mean_difference": difference, "collapsed": difference < COLLAPSE_LEVEL}
+
+
+def warnings_of(report: Mapping[str, Any]) -> list[str]:
+    """What a reader of a translation's report should be told, a sentence each."""
+    source, target, look = report["source"], report["target"], report["input_check"]
+    told = []
+    if look["verdict"] == "unlike":
+        other = look["looks_like"]
+        like = f"it looks like {other}" if other not in (None, source) else "like no domain the model knows"
+        told.append(
+            f"the input does not look like {source}: {like} "
+            f"(score {look['score']:.2f}, limit {look['limit']:.2f})"
+        )
+    if report["identity"]["collapsed"] and source != target:
+        told.append(
+            f"the output is almost the input (mean difference {report['identity']['mean_difference']:.3f})"
+        )
+    return told
+
+
+__all__ = ["check_source", "cycle_error", "identity_check", "warnings_of"]

@@ -1,0 +1,133 @@
+"""Slices of a volume through the generator, in batches, to one target or several at once."""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
+
+import numpy as np
+import torch
+from scipy import ndimage
+
+from ..model.errors import GalipError
+from ..model.unet import GalipGenerator, GalipTarget
+
+# What stays below this level of model space, after a smoothing that takes off noise, is air in MR and in CT.
+EMPTY_LEVEL = 0.05
+CROP_MULTIPLE = 32  # the coarsest rate of the default model
+PRECISIONS = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+def occupied(slices: np.ndarray) -> np.ndarray:
+    """(S, H, W) bool: where slices in model space hold more than air and its noise."""
+    return ndimage.gaussian_filter(slices, (0, 1, 1)) > EMPTY_LEVEL
+
+
+def translate_to_targets(
+    model: GalipGenerator,
+    slices: np.ndarray,
+    targets: Sequence[GalipTarget],
+    *,
+    batch_size: int = 4,
+    precision: str = "fp32",
+    advance: Callable[[int], object] = lambda count: None,
+) -> list[np.ndarray]:
+    """Translate a volume to several targets, with the work that they share done once.
+
+    Empty slices do not pass through the model: they stay air, which is 0 in model space, the lower end of the
+    target's window.
+
+    Args:
+        slices: (S, H, W) float32 in model space.
+        targets: from `model.prepare_target`.
+        batch_size: slices translated at once.
+        precision: `fp32`, or `bf16` or `fp16` under autocast.
+        advance: called with the number of slices done since the last call.
+
+    Returns:
+        A (S, H, W) float32 array in model space for each target.
+    """
+    translated = [np.zeros(slices.shape, np.float32) for _ in targets]
+    empty = ~np.any(occupied(slices), axis=(1, 2))
+    advance(int(empty.sum()))
+    rows = np.flatnonzero(~empty)
+    for chosen, outputs in _batches(model, slices, rows, targets, batch_size, precision):
+        for whole, output in zip(translated, outputs, strict=True):
+            whole[chosen] = output
+        advance(len(chosen))
+    return translated
+
+
+def _batches(
+    model: GalipGenerator,
+    slices: np.ndarray,
+    rows: np.ndarray,
+    targets: Sequence[GalipTarget],
+    batch_size: int,
+    precision: str,
+) -> Iterator[tuple[np.ndarray, list[np.ndarray]]]:
+    """The next of `rows`, and those slices in each target, (B, H, W) float32."""
+    for start in range(0, len(rows), batch_size):
+        chosen = rows[start : start + batch_size]
+        pixel_values = torch.from_numpy(np.ascontiguousarray(slices[chosen], dtype=np.float32))[:, None]
+        with torch.inference_mode(), _autocast(model.device, precision):
+            outputs = model.translate(pixel_values.to(model.device), targets)
+        yield chosen, [output[:, 0].float().cpu().numpy() for output in outputs]
+
+
+def _autocast(device: torch.device, precision: str) -> AbstractContextManager[object]:
+    if precision not in PRECISIONS:
+        raise GalipError(f"precision is {precision!r}; expected one of {', '.join(PRECISIONS)}")
+    dtype = PRECISIONS[precision]
+    return nullcontext() if dtype is None else torch.autocast(device.type, dtype=dtype)
+
+
+def foreground_box(slices: np.ndarray) -> tuple[slice, slice]:
+    """Rows and columns of the foreground of (S, H, W) in model space, one box for all slices.
+
+    It is grown evenly to a multiple of 32 a side, and moved to lie inside the slice; a side without room for
+    that is whole.
+    """
+    foreground: np.ndarray = np.any(occupied(slices), axis=0)
+    if not foreground.any():
+        return slice(None), slice(None)
+    box = []
+    for axis in (1, 0):
+        inside = np.flatnonzero(foreground.any(axis=axis))
+        size = foreground.shape[1 - axis]
+        length = -(-(int(inside[-1]) - int(inside[0]) + 1) // CROP_MULTIPLE) * CROP_MULTIPLE
+        if length >= size:
+            box.append(slice(None))
+            continue
+        middle = (int(inside[0]) + int(inside[-1]) + 1) // 2
+        start = min(max(middle - length // 2, 0), size - length)
+        box.append(slice(start, start + length))
+    return box[0], box[1]
+
+
+def resize_slices(slices: np.ndarray, height: int, width: int) -> np.ndarray:
+    """(S, H, W) to (S, height, width) over the same field of view, linearly, within the slices."""
+    if slices.shape[1:] == (height, width):
+        return slices
+    factors = (1, height / slices.shape[1], width / slices.shape[2])
+    return ndimage.zoom(slices, factors, order=1, mode="nearest", grid_mode=True)
+
+
+def translate_slices(
+    model: GalipGenerator, slices: np.ndarray, target_domain: str, batch_size: int = 4
+) -> np.ndarray:
+    """Translate (S, H, W) slices in model space, empty ones too; the same shape, float32."""
+    with torch.inference_mode():
+        targets = [model.prepare_target(target_domain)]
+    translated = np.empty(slices.shape, np.float32)
+    for chosen, (output,) in _batches(model, slices, np.arange(len(slices)), targets, batch_size, "fp32"):
+        translated[chosen] = output
+    return translated
+
+
+__all__ = [
+    "PRECISIONS",
+    "foreground_box",
+    "occupied",
+    "resize_slices",
+    "translate_slices",
+    "translate_to_targets",
+]

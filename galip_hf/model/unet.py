@@ -1,0 +1,334 @@
+"""The I2I-Galip generator: a thin U-Net, conditioned on a target domain's label and its prompt's text states.
+
+Source: Korkmaz & Patel, "I2I-Galip: Unsupervised Medical Image Translation Using Generative Adversarial
+CLIP", MIDL 2025, PMLR 301:748-762; the U-Net is latent diffusion's (Rombach et al., CVPR 2022) without a
+timestep.
+
+Inference needs this file, what it imports, and the weights: the prompts' text states are buffers of the
+checkpoint. Images are (B, 1, H, W) float32 in [0, 1]; the last layer is a plain convolution, so outputs may
+leave that range.
+
+Of transformers it imports the configuration alone: the model classes take two seconds to import, which
+`galip-hf translate` need not wait for.
+"""
+
+import math
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers.utils import ModelOutput
+
+from .configuration_galip import GalipConfig
+from .errors import GalipError
+from .group_norm import channels_last
+from .norm_silu_conv import norm_silu_convolution
+from .unet_blocks import (
+    GalipBlock,
+    GalipDecoderLevel,
+    GalipEncoderLevel,
+    GalipGroupNorm,
+    GalipMiddle,
+    GalipResidualBlock,
+    GalipTransformerBlock,
+    KeysAndValues,
+    Prompt,
+)
+from .weight_files import check_directory, check_fit, read_weights
+
+
+@dataclass
+class GalipTranslationOutput(ModelOutput):
+    """Output of the generator.
+
+    Args:
+        translation: (B, 1, H, W) image in the target domain, float, nominally in [0, 1].
+    """
+
+    translation: Tensor | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class GalipTarget:
+    """A target domain, ready for any number of images; made by `GalipGenerator.prepare_target`.
+
+    `label_embedding` is (1, label_width), after its SiLU; `prompt` holds the keys and values of every
+    cross-attention.
+    """
+
+    name: str
+    label_embedding: Tensor
+    prompt: Mapping[nn.Module, KeysAndValues]
+
+
+class GalipGenerator(nn.Module):
+    """The network; `GalipForImageTranslation` is it with what transformers does for a model.
+
+    The prompts' text states are the persistent buffer `prompt_states` (domains, tokens, width).
+    """
+
+    config: Any  # a GalipConfig; to PreTrainedModel, any of transformers
+    prompt_states: Tensor
+
+    def __init__(self, config: GalipConfig) -> None:
+        super().__init__()
+        self.config = config
+        self._build(config)
+
+    def _build(self, config: GalipConfig) -> None:
+        """The parts; the two classes differ in what comes before."""
+        channels = config.level_channels
+        self.label_embedding = nn.Embedding(len(config.domains), config.label_width)
+        self.conv_in = nn.Conv2d(1, channels[0], 3, padding=1)
+        self.encoder = nn.ModuleList()
+        width, skips = channels[0], [channels[0]]
+        for level, level_width in enumerate(channels):
+            self.encoder.append(GalipEncoderLevel(config, level, width))
+            width = level_width
+            is_last = level == len(channels) - 1
+            skips += [width] * (config.blocks_per_level + (0 if is_last else 1))
+        self.middle = GalipMiddle(config, width)
+        self.decoder = nn.ModuleList()  # coarsest level first
+        for level in reversed(range(len(channels))):
+            skip_channels = [skips.pop() for _ in range(config.blocks_per_level + 1)]
+            self.decoder.append(GalipDecoderLevel(config, level, width, skip_channels))
+            width = channels[level]
+        self.norm_out = GalipGroupNorm(config.norm_groups, width, eps=1e-5)
+        self.conv_out = nn.Conv2d(width, 1, 3, padding=1)
+        self.register_buffer("prompt_states", torch.zeros(len(config.domains), *config.prompt_states_shape))
+        self._has_prompts = False
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return self.conv_in.weight.device
+
+    def target_labels(self, target_domain: str | Sequence[str] | Tensor, batch_size: int) -> Tensor:
+        """Labels (B,) of a domain name, a list of names or a LongTensor (B,).
+
+        Raises:
+            GalipError: an unknown name, a number out of range, a wrong length or type.
+        """
+        if isinstance(target_domain, str):
+            return torch.full((batch_size,), self.config.domain_index(target_domain), device=self.device)
+        if isinstance(target_domain, Tensor):
+            labels = target_domain
+            if labels.dtype != torch.long:
+                raise GalipError(
+                    f"target_domain: found a tensor of {labels.dtype}; expected torch.int64 labels"
+                )
+            # On an accelerator this check would stall the queue; there the embedding's own assertion stands.
+            is_free = labels.device.type == "cpu" and not torch.compiler.is_compiling()
+            if (
+                is_free
+                and labels.numel()
+                and not 0 <= int(labels.min()) <= int(labels.max()) < len(self.config.domains)
+            ):
+                raise GalipError(
+                    f"target_domain: labels are {labels.tolist()}; expected "
+                    f"0..{len(self.config.domains) - 1} ({', '.join(self.config.domain_names)})"
+                )
+        elif isinstance(target_domain, Sequence) and all(isinstance(name, str) for name in target_domain):
+            labels = torch.tensor([self.config.domain_index(name) for name in target_domain])
+        else:
+            raise GalipError(
+                f"target_domain: found {target_domain!r}; expected a name, a list of names or a LongTensor"
+            )
+        if labels.shape != (batch_size,):
+            raise GalipError(
+                f"target_domain: found shape {tuple(labels.shape)}; expected one a sample, ({batch_size},)"
+            )
+        return labels.to(self.device)
+
+    def _states_of_prompts(self, labels: Tensor) -> Tensor:
+        if not self._has_prompts and not torch.compiler.is_compiling():
+            # Looked at once: loading fills the buffer without telling.
+            self._has_prompts = bool(self.prompt_states.any())
+            if not self._has_prompts:
+                raise GalipError(
+                    "the model has no prompt states; call model.set_prompts(backbone) or pass prompt_states=…"
+                )
+        return self.prompt_states[labels]
+
+    def _check_pixel_values(self, pixel_values: Tensor) -> None:
+        if pixel_values.ndim != 4 or pixel_values.shape[1] != 1 or not pixel_values.is_floating_point():
+            raise GalipError(
+                f"pixel_values: found {tuple(pixel_values.shape)} of {pixel_values.dtype}; "
+                "expected float images (B, 1, H, W) in [0, 1]"
+            )
+
+    def forward(
+        self,
+        pixel_values: Tensor,
+        target_domain: str | Sequence[str] | Tensor,
+        prompt_states: Tensor | None = None,
+    ) -> GalipTranslationOutput:
+        """Translate images.
+
+        Args:
+            pixel_values: (B, 1, H, W) float in [0, 1], any H and W (padded inside by repeating the border).
+            target_domain: a domain's name, a list of B names, or labels as a LongTensor (B,).
+            prompt_states: (B, tokens, width) states to use in place of the stored ones of the target's
+                prompt.
+
+        Raises:
+            GalipError: a wrong shape or type, an unknown domain, or no prompt states.
+        """
+        self._check_pixel_values(pixel_values)
+        labels = self.target_labels(target_domain, pixel_values.shape[0])
+        if prompt_states is None:
+            prompt_states = self._states_of_prompts(labels)
+        expected = (pixel_values.shape[0], *self.config.prompt_states_shape)
+        if tuple(prompt_states.shape) != expected:
+            raise GalipError(f"prompt_states: found shape {tuple(prompt_states.shape)}; expected {expected}")
+        height, width = pixel_values.shape[-2:]
+        translation = self.decode(self.encode(pixel_values), labels, prompt_states)
+        return GalipTranslationOutput(translation=translation[..., :height, :width])
+
+    def encode(self, pixel_values: Tensor, targets: int = 1) -> list[Tensor]:
+        """All that is the same for every target: the encoder's `config.shared_levels`, and, for several
+        targets, what the decoder makes of their feature maps alone.
+
+        Args:
+            pixel_values: (B, 1, H, W) float in [0, 1].
+            targets: how often the result is to be decoded. For one, the decoder makes its parts when it needs
+                them: they take twice the memory of the maps that they are made of.
+
+        Returns:
+            The feature map of these levels, and each map that the decoder takes of them, or its
+            `GalipResidualBlock.of_skip`; (B, C, H', W'), channels_last.
+        """
+        # Of one channel, both layouts are the same memory: the strides tell which is meant.
+        images = self._pad(pixel_values)[:, 0, :, :, None].permute(0, 3, 1, 2)
+        skips = [channels_last(self.conv_in(images))]
+        for level in self.encoder[: self.config.shared_levels]:
+            skips += level(skips[-1], None, None)
+        if targets == 1:
+            return [skips[-1], *skips]
+        takers = self._takers_of_skips()
+        return [skips[-1], *(part for skip in skips for part in next(takers).of_skip(skip))]
+
+    def _takers_of_skips(self) -> Iterator[GalipResidualBlock]:
+        """The decoder's blocks in the order in which the encoder makes what they take."""
+        blocks = [block for level in self.decoder for block in cast("GalipDecoderLevel", level).blocks]
+        return (cast("GalipBlock", block).residual for block in reversed(blocks))
+
+    def decode(self, features: Sequence[Tensor], labels: Tensor, prompt: Prompt) -> Tensor:
+        """The rest of the network: `forward` is `decode(encode(...))`, without the padding.
+
+        Args:
+            features: from `encode`.
+            labels: (B,) int64 of the target domains.
+            prompt: states (B, tokens, width) of the targets' prompts, or `keys_and_values` of them.
+
+        Returns:
+            (B, 1, H, W), H and W those of the padded images.
+        """
+        return self._decode(features, F.silu(self.label_embedding(labels)), prompt)
+
+    def keys_and_values(self, prompt_states: Tensor) -> dict[nn.Module, KeysAndValues]:
+        """All that the network computes of prompts alone: two (P, heads, tokens, d) for each cross-attention.
+
+        Args:
+            prompt_states: (P, tokens, width).
+        """
+        return {
+            module.cross_attention: module.cross_attention.keys_and_values(prompt_states)
+            for module in self.modules()
+            if isinstance(module, GalipTransformerBlock)
+        }
+
+    def prepare_target(self, target_domain: str) -> GalipTarget:
+        """What depends on the target alone: its label's embedding, the keys and values of its prompt.
+
+        Raises:
+            GalipError: an unknown domain, or no prompt states.
+        """
+        labels = self.target_labels(target_domain, 1)
+        prompt = self.keys_and_values(self._states_of_prompts(labels))
+        return GalipTarget(target_domain, F.silu(self.label_embedding(labels)), prompt)
+
+    def translate(self, pixel_values: Tensor, targets: Sequence[GalipTarget]) -> list[Tensor]:
+        """The same images to each of `targets`, as `forward` would, with what the targets share done once.
+
+        Args:
+            pixel_values: (B, 1, H, W) float in [0, 1].
+            targets: from `prepare_target`; at least one.
+
+        Returns:
+            One (B, 1, H, W) a target, equal to `forward`'s to rounding.
+
+        Raises:
+            GalipError: images of a wrong shape or type.
+        """
+        self._check_pixel_values(pixel_values)
+        height, width = pixel_values.shape[-2:]
+        features = self.encode(pixel_values, len(targets))
+        return [
+            self._decode(features, target.label_embedding, target.prompt)[..., :height, :width]
+            for target in targets
+        ]
+
+    def _pad(self, pixel_values: Tensor) -> Tensor:
+        """Height and width up to a multiple of the coarsest rate, by repeating the border."""
+        height, width = pixel_values.shape[-2:]
+        multiple = 2 ** (len(self.config.channel_multipliers) - 1)
+        bottom, right = (math.ceil(length / multiple) * multiple - length for length in (height, width))
+        return F.pad(pixel_values, (0, right, 0, bottom), mode="replicate")
+
+    def _skips(self, parts: list[Tensor]) -> list[tuple[Tensor, ...]]:
+        """What `encode` returns behind the first feature map, as the decoder's blocks take it."""
+        shared = cast("list[GalipEncoderLevel]", self.encoder[: self.config.shared_levels])
+        if len(parts) == 1 + sum(level.number_of_maps for level in shared):  # the maps themselves
+            return [(part,) for part in parts]
+        takers, skips = self._takers_of_skips(), []
+        while parts:
+            number = 2 if next(takers).takes_parts else 1
+            skips.append(tuple(parts[:number]))
+            parts = parts[number:]
+        return skips
+
+    def _decode(self, features: Sequence[Tensor], label_embedding: Tensor, prompt: Prompt) -> Tensor:
+        hidden_states, *parts = features
+        skips = self._skips(parts)
+        for level in self.encoder[self.config.shared_levels :]:
+            skips += [(skip,) for skip in level(hidden_states, label_embedding, prompt)]
+            (hidden_states,) = skips[-1]
+        hidden_states = self.middle(hidden_states, label_embedding, prompt)
+        for level in self.decoder:
+            hidden_states = level(hidden_states, skips, label_embedding, prompt)
+        return norm_silu_convolution(self.norm_out, self.conv_out, hidden_states)
+
+
+def load_generator(directory: str | os.PathLike[str], variant: str | None = None) -> GalipGenerator:
+    """The network of a model directory, of the type that config.json says, or else of its weights'.
+
+    Raises:
+        GalipError: no config.json or a faulty one, weights that do not fit it, damaged ones, a pickle in
+            their place.
+    """
+    check_directory(os.fspath(directory))
+    config = GalipConfig.from_pretrained(directory)
+    config.name_or_path = os.fspath(directory)
+    weights = read_weights(directory, variant)
+    with torch.random.fork_rng(devices=[]):  # the parts draw weights, which are of no use here
+        generator = GalipGenerator(config)
+    expected = generator.state_dict()
+    check_fit(
+        os.fspath(directory),
+        missing=expected.keys() - weights.keys(),
+        unexpected=weights.keys() - expected.keys(),
+        mismatched=[key for key in expected.keys() & weights if expected[key].shape != weights[key].shape],
+    )
+    dtype = config.dtype or next(iter(weights.values())).dtype
+    # In the layout of the feature maps, which each convolution would otherwise bring them into.
+    generator.to(dtype=dtype, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    generator.load_state_dict(weights)
+    return generator.eval()
+
+
+__all__ = ["GalipGenerator", "GalipTarget", "GalipTranslationOutput", "load_generator"]

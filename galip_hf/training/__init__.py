@@ -1,0 +1,1 @@
+"""Training: recipes, the step, its losses and networks, checkpoints, validation."""

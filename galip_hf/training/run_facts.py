@@ -1,0 +1,155 @@
+"""What `training.json`, beside the weights of a run, says of it: the facts for the model's card.
+
+They come from the run itself (log, arguments, data), and are the same whenever the model is saved at the same
+step. Of paths only the last name is told, and nothing of trackers or the Hub: the file is pushed.
+"""
+
+import json
+import math
+import platform
+from collections import Counter
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+import transformers
+
+from ..hub.model_directory import TRAINING
+from ..prepare.splits import split_hash_of_table
+from ..version import __version__
+from .distributed import ProcessGroup
+from .recipe import Recipe
+from .training_args import GalipTrainingArguments
+
+if TYPE_CHECKING:
+    import datasets
+
+_NOT_TOLD = ("output_dir", "project", "report_to", "resume", "initial_heads", "hub_repo_id", "hub_private")
+
+
+def write_training_facts(
+    directory: Path,
+    step: int,
+    arguments: GalipTrainingArguments,
+    processes: ProcessGroup,
+    facts: Mapping[str, Any],
+) -> None:
+    """Write `training.json` of a run up to `step`; what is not known is not in it.
+
+    Args:
+        directory: of the saved model.
+        step: optimiser steps done.
+        arguments, processes: of the run.
+        facts: of the data and the CLIP model, as `recipe_facts` gives them.
+    """
+    settings = {key: value for key, value in arguments.to_dict().items() if key not in _NOT_TOLD}
+    settings["initial_model"] = hub_name(settings["initial_model"])
+    device = processes.state.device
+    log = _read_log(arguments.output_path / "log.jsonl", step)
+    values = {
+        "step": step,
+        "images": step * arguments.images_per_step(processes.size),
+        **_figures(log, arguments.logging_steps),
+        "processes": processes.size,
+        "hardware": torch.cuda.get_device_name(device)
+        if device.type == "cuda"
+        else f"CPU ({platform.machine()}), threads: {torch.get_num_threads()}",
+        "versions": {
+            "galip_hf": __version__,
+            "torch": torch.__version__,
+            "transformers": transformers.__version__,
+            "python": platform.python_version(),
+        },
+        **facts,
+        "settings": settings,
+    }
+    text = json.dumps(values, indent=2, ensure_ascii=False)
+    (directory / TRAINING).write_text(text + "\n", encoding="utf-8")
+
+
+def _read_log(path: Path, step: int) -> list[dict[str, Any]]:
+    if not path.is_file():
+        return []
+    entries = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    return [entry for entry in entries if entry["step"] <= step]
+
+
+def _figures(log: list[dict[str, Any]], logging_steps: int) -> dict[str, Any]:
+    """Hours, losses and the last validation, of the entries of log.jsonl."""
+    figures: dict[str, Any] = {}
+    logged = [entry for entry in log if "losses" in entry]
+    if logged:
+        steps = [0, *(entry["step"] for entry in logged)]
+        seconds = sum(
+            entry["seconds_per_step"] * (step - before)
+            for entry, before, step in zip(logged, steps, steps[1:], strict=False)
+        )
+        figures["hours"] = round(seconds / 3600, 4)  # of the steps: without validation and saving
+        figures["losses"] = {
+            "mean_of_steps": logging_steps,
+            "first": logged[0]["losses"],
+            "last": logged[-1]["losses"],
+        }
+    validated = [entry for entry in log if "validation" in entry]
+    if validated:
+        last = {name: value for name, value in validated[-1]["validation"].items() if math.isfinite(value)}
+        figures["validation"] = {"step": validated[-1]["step"], **last}
+    return figures
+
+
+def recipe_facts(recipe: Recipe, table: "datasets.DatasetDict | None") -> dict[str, Any]:
+    """What a recipe and its table say of the data and of the CLIP model."""
+    facts: dict[str, Any] = {"data": _data_facts(recipe)}
+    if recipe.clip.tiny:
+        facts["clip"] = (
+            f"a tiny stand-in for BiomedCLIP, trained for {recipe.clip.tiny.steps} steps on captioned "
+            "phantom slices; it knows no medicine"
+        )
+    else:
+        facts["clip"] = hub_name(recipe.clip.source)
+    if table is not None:
+        train = table["train"]
+        names = train.features["domain"].names
+        pairs = {
+            (names[label], subject) for label, subject in zip(train["domain"], train["subject"], strict=True)
+        }
+        digest, kind = split_hash_of_table(
+            recipe.data.table or recipe.training.output_path / "table", {subject for _, subject in pairs}
+        )
+        facts["data"] |= {
+            "subjects": _in_order(names, Counter(domain for domain, _ in pairs)),
+            "slices": _in_order(names, Counter(names[label] for label in train["domain"])),
+            "split_sha256": digest,
+            "split_sha256_of": kind,
+        }
+    return facts
+
+
+def _data_facts(recipe: Recipe) -> dict[str, Any]:
+    data = recipe.data
+    if data.phantom:
+        return {"description": "procedural brain phantom (galip_hf.data.phantom)"}
+    if data.table:
+        return {"description": f"table of slices {Path(data.table).resolve().name}"}
+    if data.streaming:
+        name = hub_name(data.streaming.source)
+        at = f" at {data.streaming.revision}" if data.streaming.revision else ""
+        facts: dict[str, Any] = {"description": f"{name}{at}, streamed"}
+        return facts | ({"datasets": [name]} if name == data.streaming.source else {})
+    return {"description": f"{len(data.files)} volumes named in the recipe"}
+
+
+def _in_order(names: list[str], counts: Counter[str]) -> dict[str, int]:
+    return {name: counts[name] for name in names if name in counts}
+
+
+def hub_name(source: str | None) -> str | None:
+    """`source` as it is if it names a repository of the Hub, else a path's last name."""
+    if source is None or source.startswith("hf-hub:"):
+        return source
+    is_local = Path(source).exists() or source.count("/") != 1 or source.startswith((".", "/", "~"))
+    return f"local directory {Path(source).resolve().name}" if is_local else source
+
+
+__all__ = ["hub_name", "recipe_facts", "write_training_facts"]

@@ -1,0 +1,292 @@
+"""The gradients of one batch: what a training step of I2I-Galip computes, without its optimisers.
+
+Source: Korkmaz & Patel, MIDL 2025, section 2. For an image x of domain A and a real image y of domain B:
+
+1. keys and values of the prompts, and the part of the generator's encoder that does not know the target,
+   once: G(x, A) and G(x, B) start there;
+2. identity G(x, A): its loss, and backward down to there;
+3. fake G(x, B). Its reconstruction G(fake, A): the loss, and backward down to the fake;
+4. one pass of the frozen ViT over the fake (with gradients) and one over y (without); one pass of the heads
+   over the features of both, cut off from the generator: it gives the discriminator's loss, and the gradient
+   of the generator's adversarial loss with respect to the fake's features; backward down to the fake;
+5. backward through the fake with the sum of these gradients, and through 1 with the sum of its.
+
+It is the gradient of the sum of all losses, but never are the graphs of more than two generator calls held.
+
+So the generator and the discriminator are judged at the same weights of one another, and gradients of
+several batches may be added up before either moves: accumulation is exact.
+"""
+
+import logging
+import math
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..clip.backbone import ClipBackbone, ClipImageFeatures
+from ..data.unpaired_batch import UnpairedBatch
+from ..model.modeling_galip import GalipForImageTranslation
+from ..model.unet_blocks import KeysAndValues
+from . import losses
+from .discriminator import GalipDiscriminator
+from .training_args import GalipLossWeights
+
+logger = logging.getLogger(__name__)
+
+Values = dict[str, Tensor]
+
+
+def first_gradient(loss: Tensor) -> Tensor:
+    """What a backward pass starts from: 1, but NaN where the loss is not finite.
+
+    Gradients may be finite where the loss is not; and they are what all processes get to see.
+    """
+    return torch.where(loss.isfinite(), 1.0, math.nan).to(loss)
+
+
+def _backward(
+    outputs: Sequence[Tensor],
+    gradients: Sequence[Tensor | None],
+    inputs: Sequence[Tensor] | None = None,
+) -> None:
+    """A backward pass in the types of the forward one: autocast would choose them anew."""
+    with torch.autocast(outputs[0].device.type, enabled=False):
+        torch.autograd.backward(outputs, gradients, inputs=inputs)
+
+
+class _Cut:
+    """Tensors at which the graph is cut: `leaves` gather the gradients of all that is computed from them."""
+
+    def __init__(self, tensors: Sequence[Tensor]) -> None:
+        self.tensors = tensors
+        self.leaves = [tensor.detach().requires_grad_() for tensor in tensors]
+
+    def backward(self) -> None:
+        """Go on from the leaves that got a gradient."""
+        used = [
+            (t, leaf.grad) for t, leaf in zip(self.tensors, self.leaves, strict=True) if leaf.grad is not None
+        ]
+        _backward([tensor for tensor, _ in used], [gradient for _, gradient in used])
+
+
+@dataclass(frozen=True)
+class _Prompts:
+    """Keys and values of some domains' prompts for each cross-attention.
+
+    Attributes:
+        labels: (P,) int64 of these domains, in order.
+        modules: the cross-attentions.
+        cut: keys and values of the first of them, of the second one, ...
+    """
+
+    labels: Tensor
+    modules: list[nn.Module]
+    cut: _Cut
+
+    def of(self, labels: Tensor) -> dict[nn.Module, KeysAndValues]:
+        """Those of each sample, its label being one of `labels`."""
+        positions = torch.searchsorted(self.labels, labels)
+        chosen = [leaf.index_select(0, positions) for leaf in self.cut.leaves]
+        return dict(zip(self.modules, zip(chosen[::2], chosen[1::2], strict=True), strict=True))
+
+
+class TrainingStep:
+    """Adds the gradients of a batch to those of the generator and of the discriminator.
+
+    Args:
+        generator, discriminator: what is trained.
+        backbone: frozen.
+        text_embeddings: (domains, E) of the prompts.
+        weights: of the losses. One of weight 0 is neither computed nor returned.
+        autocast: makes the context of mixed precision.
+        scale_loss: multiplies a loss by the scale of float16 training; by default leaves it.
+        compiled: run the generator through `torch.compile`.
+        real_features: of images and their numbers, where they are kept; by default they are computed.
+    """
+
+    def __init__(
+        self,
+        generator: GalipForImageTranslation,
+        discriminator: GalipDiscriminator,
+        backbone: ClipBackbone,
+        text_embeddings: Tensor,
+        weights: GalipLossWeights,
+        autocast: Callable[[], AbstractContextManager],
+        scale_loss: Callable[[Tensor], Tensor] = lambda loss: loss,
+        compiled: bool = False,
+        real_features: Callable[[Tensor, tuple[Any, ...]], ClipImageFeatures] | None = None,
+    ) -> None:
+        self.generator, self.discriminator, self.backbone = generator, discriminator, backbone
+        self.text_embeddings, self.weights = text_embeddings, weights
+        self.autocast, self.scale_loss = autocast, scale_loss
+        self._real_features = real_features or (lambda images, views: backbone.encode_images(images))
+        self._encode = torch.compile(generator.encode) if compiled else generator.encode
+        self._decode = torch.compile(generator.decode) if compiled else generator.decode
+
+    def backward(self, batch: UnpairedBatch, share: float = 1.0) -> dict[str, Values]:
+        """Add the gradients of a batch, times `share`; nothing waits for the device.
+
+        Returns:
+            Detached values on the device: `losses` by name (unweighted means over both directions), and, with
+            an adversarial loss, `discriminator_outputs`, the mean logits of `real` and `fake`.
+        """
+        values: dict[str, Values] = {"losses": {}}
+        weights = self.weights
+        with self.autocast():
+            prompts = self._prompts(batch)
+            wants_fakes = bool(weights.cycle or weights.paired or self._uses_clip)
+            features = _Cut(self._encode(batch.sources, bool(weights.identity) + wants_fakes))
+            if weights.identity:
+                same = self._translate(features.leaves, batch.source_labels, batch, prompts)
+                self._run_backward({"identity": losses.identity_loss(same, batch.sources)}, share, values)
+                del same
+            if wants_fakes:
+                fakes = _Cut([self._translate(features.leaves, batch.target_labels, batch, prompts)])
+                self._losses_of_fakes(batch, fakes.leaves[0], prompts, share, values)
+                fakes.backward()
+            features.backward()
+            prompts.cut.backward()
+        return values
+
+    @property
+    def _uses_clip(self) -> bool:
+        return bool(self.weights.adversarial or self.weights.class_token or self.weights.clip)
+
+    def _prompts(self, batch: UnpairedBatch) -> "_Prompts":
+        """Each domain's prompt is looked at once, however many images and passes there are."""
+        # Of a sample that has it: the labels are on the device, and nothing need go there.
+        samples = [batch.target_domains.index(label) for label in sorted(set(batch.target_domains))]
+        labels = torch.stack([batch.target_labels[sample] for sample in samples])
+        prompts = self.generator.keys_and_values(self.generator.prompt_states[labels])
+        return _Prompts(labels, list(prompts), _Cut([tensor for pair in prompts.values() for tensor in pair]))
+
+    def _translate(
+        self, features: list[Tensor], labels: Tensor, batch: UnpairedBatch, prompts: "_Prompts"
+    ) -> Tensor:
+        height, width = batch.sources.shape[-2:]
+        images: Tensor = self._decode(features, labels, prompts.of(labels))
+        return images[..., :height, :width].float()
+
+    def _losses_of_fakes(
+        self,
+        batch: UnpairedBatch,
+        fakes: Tensor,
+        prompts: "_Prompts",
+        share: float,
+        values: dict[str, Values],
+    ) -> None:
+        """Add the gradients of all losses on the fakes (N, 1, H, W), a leaf, to it and to the networks."""
+        if self.weights.cycle:
+            back = self._translate(self._encode(fakes), batch.source_labels, batch, prompts)
+            self._run_backward({"cycle": losses.cycle_loss(back, batch.sources)}, share, values)
+            del back
+        if self.weights.paired:
+            paired = losses.paired_loss(fakes, batch.targets, batch.registered)
+            self._run_backward({"paired": paired}, share, values)
+        if self._uses_clip:
+            self._clip_part(batch, fakes, share, values)
+
+    def _weighted(self, named: Values, share: float) -> Tensor:
+        """The sum over both directions of the weighted losses, scaled for the backward pass."""
+        terms = [losses.DIRECTIONS * getattr(self.weights, name) * value for name, value in named.items()]
+        return self.scale_loss(torch.stack(terms).sum() * share)
+
+    def _run_backward(self, named: Values, share: float, values: dict[str, Values]) -> None:
+        total = self._weighted(named, share)
+        _backward([total], [first_gradient(total)])
+        values["losses"] |= {name: value.detach() for name, value in named.items()}
+
+    def _clip_part(
+        self, batch: UnpairedBatch, fakes: Tensor, share: float, values: dict[str, Values]
+    ) -> None:
+        """Add what the losses on the frozen model's features say of the fakes; and D's gradients."""
+        fake = self.backbone.encode_images(fakes)
+        real: ClipImageFeatures | None = None
+        if self.weights.adversarial or self.weights.class_token:
+            with torch.no_grad():
+                real = self._real_features(batch.targets, batch.target_views)
+        named: Values = {}
+        if self.weights.clip:
+            named["clip"] = losses.clip_loss(fake.embedding, self.text_embeddings[batch.target_labels])
+        if self.weights.class_token and real is not None:
+            named["class_token"] = losses.class_token_loss(fake.class_tokens, real.class_tokens)
+        outputs: list[Tensor] = []
+        gradients: list[Tensor] = []
+        if named:
+            total = self._weighted(named, share)
+            outputs, gradients = [total], [first_gradient(total)]
+            values["losses"] |= {name: value.detach() for name, value in named.items()}
+        if self.weights.adversarial and real is not None:
+            outputs += fake.patch_tokens
+            gradients += self._adversarial_part(batch, real, fake, values, share)
+        _backward(outputs, gradients)
+
+    def _adversarial_part(
+        self,
+        batch: UnpairedBatch,
+        real: ClipImageFeatures,
+        fake: ClipImageFeatures,
+        values: dict[str, Values],
+        share: float,
+    ) -> Sequence[Tensor]:
+        """Add the discriminator's gradients; the generator's, with respect to the fakes' patch tokens."""
+        leaves = [tokens.detach().requires_grad_() for tokens in fake.patch_tokens]
+        tokens = [torch.cat(pair) for pair in zip(real.patch_tokens, leaves, strict=True)]
+        text = self.text_embeddings[batch.target_labels]
+        logits = self.discriminator(tokens, batch.target_domains * 2, torch.cat([text, text]))
+        real_logits, fake_logits = logits.chunk(2)
+        generator_loss = losses.adversarial_generator_loss(fake_logits)
+        discriminator_loss = losses.adversarial_discriminator_loss(real_logits, fake_logits)
+        heads = [
+            parameter
+            for label in set(batch.target_domains)
+            for parameter in self.discriminator.heads(label).parameters()
+        ]
+        total = self._weighted({"adversarial": generator_loss}, share)
+        with torch.autocast(total.device.type, enabled=False):
+            gradients = torch.autograd.grad(total, leaves, retain_graph=True)
+        loss = self.scale_loss(losses.DIRECTIONS * discriminator_loss * share)
+        _backward([loss], [first_gradient(loss)], inputs=heads)
+        values["losses"] |= {
+            "adversarial": generator_loss.detach(),
+            "discriminator": discriminator_loss.detach(),
+        }
+        values["discriminator_outputs"] = {
+            "real": real_logits.detach().mean(),
+            "fake": fake_logits.detach().mean(),
+        }
+        return gradients
+
+
+# Compilation
+
+
+def missing_compiler(device: torch.device) -> str | None:
+    """Why a model on `device` cannot be compiled here; None where it can."""
+    if device.type == "cuda":
+        from torch.utils._triton import has_triton
+
+        return None if has_triton() else "triton is not installed or does not know this GPU"
+    from torch._inductor.cpp_builder import get_cpp_compiler
+    from torch._inductor.exc import InvalidCxxCompiler
+
+    try:
+        get_cpp_compiler()
+    except InvalidCxxCompiler:
+        return "no C++ compiler (g++ or clang++) is installed"
+    return None
+
+
+def can_compile(device: torch.device) -> bool:
+    """Whether a model on `device` can be compiled here; a warning where it cannot."""
+    reason = missing_compiler(device)
+    if reason:
+        logger.warning("torch_compile: %s; training goes on without it", reason)
+    return reason is None
+
+
+__all__ = ["TrainingStep", "can_compile", "first_gradient"]

@@ -1,0 +1,417 @@
+"""Training of I2I-Galip: batches in, optimiser steps, a moving average, a log, checkpoints.
+
+What a step computes is in `training_step`; how processes agree in `distributed`. Every choice of data and of
+augmentation is a function of (seed, epoch, index), so a run that is resumed equals one that was never
+stopped, and processes with a part of the batch each equal one process with all of it.
+"""
+
+import logging
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate.utils import gather_object
+from torch import Tensor, nn
+from torch.utils.data import Dataset
+from tqdm.auto import tqdm
+
+from ..clip.backbone import ClipBackbone
+from ..clip.feature_cache import ImageFeatureCache
+from ..data.unpaired_batch import UnpairedBatch
+from ..data.unpaired_dataset import UnpairedSlices
+from ..files import atomic_write, told_if_unwritable
+from ..model.errors import GalipError
+from ..model.image_processing_galip import GalipImageProcessor
+from ..model.modeling_galip import GalipForImageTranslation
+from .checkpoint_files import latest_checkpoint
+from .discriminator import GalipDiscriminator
+from .distributed import ProcessGroup
+from .early_stopping import BestValidation
+from .ema import ExponentialMovingAverage
+from .final_push import check_final_push, push_final_model
+from .nonfinite_guard import FiniteGuard
+from .resume import RunIdentity, load_run, save_run
+from .run_facts import write_training_facts
+from .run_log import RunLog, StepRecord
+from .signals import SIGNALS, noted_signals
+from .state import TrainingState
+from .step import TrainingStep, can_compile
+from .step_loader import StepLoader
+from .training_args import GalipTrainingArguments
+
+logger = logging.getLogger(__name__)
+
+Validate = Callable[[GalipForImageTranslation], dict[str, float]]
+SavePictures = Callable[[GalipForImageTranslation, Path], Path]
+
+_CHECKPOINTS = "checkpoints"
+_PRECISIONS = {"bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+class GalipTrainer:
+    """Trains a generator.
+
+    Args:
+        model: the generator; its prompts are encoded by `backbone` at once.
+        processor: saved beside the model.
+        backbone: frozen CLIP model; never saved, never trained.
+        arguments: choices of the run.
+        train_dataset: items as those of `UnpairedSlices`, with `set_epoch` and `subject_and_slice`.
+        validate: returns named numbers for the moving average's model; called every `validation_steps`.
+        save_pictures: draws that model's translations into a PNG file, then too.
+        facts: what `training.json`, beside the saved model, says of the data and the CLIP model.
+
+    After `train()`, `output_dir/model` holds the moving average, the processor and `training.json`, the facts
+    for a model card; `log.jsonl` the log.
+    `stopped_by` is the name of the signal that ended `train()` early, or None.
+
+    Raises:
+        GalipError: an epoch shorter than a batch.
+    """
+
+    def __init__(
+        self,
+        model: GalipForImageTranslation,
+        processor: GalipImageProcessor,
+        backbone: ClipBackbone,
+        arguments: GalipTrainingArguments,
+        train_dataset: Dataset,
+        validate: Validate | None = None,
+        save_pictures: SavePictures | None = None,
+        facts: Mapping[str, Any] | None = None,
+    ) -> None:
+        self.arguments, self.processor = arguments, processor
+        self.facts = dict(facts or {})
+        self.validate, self.save_pictures = validate, save_pictures
+        self.processes = ProcessGroup()
+        device = self.processes.state.device
+        self.backbone = backbone.to(device)
+        generator = model.to(device).train()
+        generator.set_prompts(self.backbone)
+        if arguments.gradient_checkpointing:
+            generator.activation_checkpointing_enable()
+        discriminator = self._new_discriminator(len(model.config.domains))
+        self.processes.broadcast(generator)
+        self.processes.broadcast(discriminator)
+        best = arguments.metric_for_best
+        self.state = TrainingState(
+            generator,
+            discriminator,
+            ExponentialMovingAverage(generator, arguments.ema_decay_of(self.images_per_step)),
+            self._optimizer(generator, arguments.learning_rate),
+            self._optimizer(discriminator, arguments.discriminator_learning_rate),
+            torch.amp.GradScaler(device.type, enabled=arguments.mixed_precision == "fp16"),
+            FiniteGuard(arguments.max_skipped_steps, device),
+            StepRecord(),
+            BestValidation(best, arguments.early_stopping_patience) if best else None,
+        )
+        self.loader = StepLoader(train_dataset, arguments, self.processes.size, self._process, device)
+        self.gradients = TrainingStep(
+            generator,
+            discriminator,
+            self.backbone,
+            backbone.encode_prompts(model.config.prompts).embedding.to(device),
+            arguments.loss_weights,
+            self._autocast,
+            self.state.scaler.scale,  # type: ignore[arg-type]
+            compiled=arguments.torch_compile and can_compile(device),
+            real_features=self._feature_cache(train_dataset) if arguments.cache_image_features else None,
+        )
+        self.stopped_by: str | None = None
+
+    def _new_discriminator(self, domains: int) -> GalipDiscriminator:
+        backbone = self.backbone
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(self.arguments.seed)
+            return GalipDiscriminator(
+                domains,
+                len(backbone.image_blocks),
+                backbone.image_width,
+                backbone.embedding_width,
+            ).to(self.processes.state.device)
+
+    def _feature_cache(self, dataset: Any) -> ImageFeatureCache:
+        if not isinstance(dataset, UnpairedSlices):
+            raise GalipError(
+                "training: cache_image_features needs a table; a stream's slices have no numbers"
+            )
+        self.arguments.make_output_directory()
+        return ImageFeatureCache(self.arguments.output_path, dataset.views, self.backbone)
+
+    def _optimizer(self, network: nn.Module, rate: float) -> torch.optim.Adam:
+        # Fused: one pass over the weights, and a step can be skipped without asking the device.
+        return torch.optim.Adam(network.parameters(), lr=rate, betas=self.arguments.adam_betas, fused=True)
+
+    def _autocast(self) -> torch.autocast:
+        precision = _PRECISIONS.get(self.arguments.mixed_precision)
+        device = self.processes.state.device.type
+        return torch.autocast(device, dtype=precision, enabled=precision is not None)
+
+    @property
+    def _process(self) -> int:
+        return self.processes.state.process_index
+
+    @property
+    def _is_main(self) -> bool:
+        return self.processes.state.is_main_process
+
+    @property
+    def images_per_step(self) -> int:
+        """Training images of an optimiser step, over all processes."""
+        return self.arguments.images_per_step(self.processes.size)
+
+    # A step
+
+    def training_step(
+        self, batches: Sequence[UnpairedBatch], domains: Sequence[int]
+    ) -> dict[str, dict[str, Tensor]]:
+        """One step of both optimisers on the mean gradients of some batches.
+
+        Args:
+            batches: of this process.
+            domains: labels that the batches of all processes hold.
+
+        Returns:
+            Values by group, means over the batches, on the device.
+        """
+        self._set_learning_rate()
+        all_values = [self.gradients.backward(batch, 1 / len(batches)) for batch in batches]
+        is_adversarial = bool(self.arguments.loss_weights.adversarial)
+        networks: dict[str, tuple[torch.optim.Adam, list[nn.Parameter]]] = {
+            "generator": (self.state.generator_optimizer, list(self.state.generator.parameters()))
+        }
+        if is_adversarial:
+            heads = [p for label in domains for p in self.state.discriminator.heads(label).parameters()]
+            networks["discriminator"] = (self.state.discriminator_optimizer, heads)
+        norms = {}
+        for name, (optimizer, parameters) in networks.items():
+            self.processes.average_gradients(parameters)
+            self.state.scaler.unscale_(optimizer)
+            norms[name] = self._clip(parameters)
+        skip = self.state.guard.check(
+            torch.stack(list(norms.values())),
+            torch.stack([loss for values in all_values for loss in values["losses"].values()]),
+            batches,
+            self.state.scaler.scale(torch.ones_like(norms["generator"])),  # type: ignore[arg-type]
+        )
+        for optimizer, _ in networks.values():
+            optimizer.grad_scale, optimizer.found_inf = None, skip  # type: ignore[attr-defined]
+            optimizer.step()
+            optimizer.zero_grad()
+        self.state.scaler.update()
+        self.state.discriminator.power_iteration(domains if is_adversarial else ())
+        self.state.ema.update(self.state.generator, skip)
+        values = {
+            group: {
+                name: torch.stack([values[group][name] for values in all_values]).mean() for name in named
+            }
+            for group, named in all_values[0].items()
+        }
+        return {**values, "gradient_norms": norms}
+
+    def _clip(self, parameters: Sequence[nn.Parameter]) -> Tensor:
+        """Clip gradients to `max_gradient_norm`; returns their norm before."""
+        limit = self.arguments.max_gradient_norm or float("inf")
+        return torch.nn.utils.clip_grad_norm_(parameters, limit, foreach=True)
+
+    def _set_learning_rate(self) -> None:
+        for optimizer, rate in zip(
+            (self.state.generator_optimizer, self.state.discriminator_optimizer),
+            self.learning_rates(self.state.step).values(),
+            strict=True,
+        ):
+            for group in optimizer.param_groups:
+                group["lr"] = rate
+
+    def learning_rates(self, step: int) -> dict[str, float]:
+        """Of step `step`, counted from 0."""
+        arguments = self.arguments
+        factor = arguments.learning_rate_factor(step)
+        return {
+            "generator": arguments.learning_rate * factor,
+            "discriminator": arguments.discriminator_learning_rate * factor,
+        }
+
+    # The loop
+
+    def train(self) -> GalipForImageTranslation:
+        """Run to `max_steps`; returns the moving average's model, which is also saved.
+
+        SIGTERM or SIGINT (Ctrl-C) on any process: all of them end the step, save a checkpoint and return.
+        With `hub_repo_id` the saved model is pushed at the end.
+
+        Raises:
+            GalipError: the output directory holds another run, a checkpoint does not fit or cannot be
+                written, losses stay non-finite, the Hub does not let us push (asked before the first step),
+                or the push fails (the model is saved by then).
+        """
+        if self.arguments.hub_repo_id:
+            self.processes.on_main(lambda: check_final_push(self.arguments))
+        self.arguments.make_output_directory()
+        self._resume()
+        self.log = (
+            RunLog(
+                self.arguments.output_path,
+                self.arguments.report_to,
+                project=self.arguments.project,
+                settings=self.arguments.to_dict(),
+                step=self.state.step,
+            )
+            if self._is_main
+            else None
+        )
+        try:
+            with noted_signals() as received:
+                self._run(received)
+        finally:
+            if self.log:
+                self.log.close()
+        if self.stopped_by:
+            return self.state.averaged_model
+        model = self.save_model(self.arguments.output_path / "model")
+        if self.arguments.hub_repo_id:
+            self.processes.on_main(lambda: push_final_model(self.arguments))
+        return model
+
+    def _run(self, received: list[str]) -> None:
+        arguments = self.arguments
+        bar = tqdm(
+            total=arguments.max_steps,
+            initial=self.state.step,
+            unit="step",
+            disable=None if self._is_main else True,
+        )
+        with bar, closing(self.loader.steps(self.state.step)) as steps:
+            while self.state.step < arguments.max_steps and not (self.state.best and self.state.best.is_over):
+                waiting = time.perf_counter()
+                batches = next(steps)
+                self.state.record.waited(time.perf_counter() - waiting)
+                signals, domains = self._agree(received, batches)
+                if signals:
+                    self._stop(signals[0])
+                    return
+                self.state.record.add(self.training_step(batches, domains))
+                self.state.step += 1
+                bar.update()
+                self._after_step(bar)
+
+    def _agree(
+        self, received: Sequence[str], batches: Sequence[UnpairedBatch]
+    ) -> tuple[list[str], list[int]]:
+        """Signals that any process got, and labels that any process's batches hold."""
+        names, labels = SIGNALS, range(len(self.state.discriminator.domains))
+        present = {label for batch in batches for label in batch.target_domains}
+        own = [*(name in received for name in names), *(label in present for label in labels)]
+        flags = self.processes.host_flags(own)
+        signals = [name for name, is_set in zip(names, flags[: len(names)], strict=True) if is_set]
+        domains = [label for label, is_set in zip(labels, flags[len(names) :], strict=True) if is_set]
+        return signals, domains
+
+    def _after_step(self, bar: tqdm) -> None:
+        arguments = self.arguments
+        is_logged = self._is_due(arguments.logging_steps)
+        if is_logged or self.state.step % arguments.max_skipped_steps == 0:
+            self._log_skipped()
+        if is_logged:
+            rates = self.learning_rates(self.state.step - 1)
+            entry = self.state.record.entry(self.state.step, self.images_per_step, rates, self.processes.mean)
+            self._log({**entry, "skipped_steps": self.state.guard.skipped})
+            bar.set_postfix({name: f"{value:.3f}" for name, value in entry["losses"].items()})
+        if self.validate and self._is_due(arguments.validation_steps):
+            self._validate(self.validate)
+        if self._is_due(arguments.checkpoint_steps):
+            self.save_checkpoint()
+
+    def _is_due(self, every: int) -> bool:
+        return bool(every) and (self.state.step % every == 0 or self.state.step == self.arguments.max_steps)
+
+    def _log(self, entry: Mapping[str, Any]) -> None:
+        def write() -> None:
+            if self.log:
+                self.log.write(entry)
+
+        self.processes.on_main(write)
+
+    def _log_skipped(self) -> None:
+        """Name the batches of skipped steps; stop when there were too many in a row."""
+        dataset: Any = self.loader.dataset
+        for step, is_own, rows in self.state.guard.collect(self.state.step):
+            batches = gather_object([(is_own, [dataset.subject_and_slice(row) for row in rows])])
+            # Those whose losses were not finite, or all of them: then the fault lies in the gradients.
+            processes = [number for number, (is_bad, _) in enumerate(batches) if is_bad]
+            processes = processes or list(range(len(batches)))
+            slices = [text for number in processes for text in batches[number][1]]
+            self._log({"step": step, "skipped": {"processes": processes, "slices": slices}})
+            if self._is_main:
+                logger.warning("step %d: a loss or gradient is not finite; skipped (slices %s)", step, slices)
+        self.state.guard.stop_if_hopeless(self.arguments.learning_rate)
+
+    def _validate(self, validate: Validate) -> None:
+        model = self.state.averaged_model
+        # Of one process: rounding may differ on another machine, and what is best must be so for all.
+        figures = self.processes.of_main(validate(model))
+        self._log({"step": self.state.step, "validation": figures})
+        self.processes.on_main(lambda: self._log_pictures(model))
+        if self.state.best and self.state.best.update(figures, self.state.step):
+            self.save_model(self.arguments.output_path / "best")
+
+    def _log_pictures(self, model: GalipForImageTranslation) -> None:
+        if self.save_pictures and self.log:
+            path = self.arguments.output_path / "pictures" / f"step-{self.state.step:08d}.png"
+            with told_if_unwritable(path, "make room, then set resume=true"):
+                self.save_pictures(model, path)
+            self.log.picture("translations", path, self.state.step)
+
+    def _stop(self, name: str) -> None:
+        self.stopped_by = name
+        self.save_checkpoint()
+        logger.warning(
+            "%s: stopped after step %d; resume=true goes on from there", self.stopped_by, self.state.step
+        )
+
+    # Saving
+
+    def save_model(self, directory: Path) -> GalipForImageTranslation:
+        """Write the moving average, the processor and the facts of the run to a folder."""
+
+        def write() -> None:
+            remedy = "make room, then set resume=true"
+            with told_if_unwritable(directory, remedy), atomic_write(directory) as temporary:
+                self.state.averaged_model.save_pretrained(temporary)
+                self.processor.save_pretrained(temporary)
+                write_training_facts(temporary, self.state.step, self.arguments, self.processes, self.facts)
+
+        self.processes.on_main(write)
+        return self.state.averaged_model
+
+    @property
+    def _identity(self) -> RunIdentity:
+        return RunIdentity(self.arguments, self.loader.fingerprint, self.backbone.source)
+
+    def save_checkpoint(self) -> None:
+        """Write `output_dir/checkpoints/step-…`, from which `resume` goes on."""
+        save_run(self.state, self._identity, self.processes, self.arguments.output_path / _CHECKPOINTS)
+
+    def _resume(self) -> None:
+        """Go on from the latest checkpoint when the run is to resume; else refuse to touch an earlier run."""
+        output = self.arguments.output_path
+        path = latest_checkpoint(output / _CHECKPOINTS) if self._is_main or self.arguments.resume else None
+        log = output / "log.jsonl"
+
+        def refuse_earlier_run() -> None:
+            if path or log.exists():
+                raise GalipError(
+                    f"{output}: an earlier run is there; choose another output_dir or set resume=true"
+                )
+
+        if not self.arguments.resume:
+            self.processes.on_main(refuse_earlier_run)
+        elif path is not None:
+            load_run(self.state, self._identity, self.processes, path)
+        self.processes.state.wait_for_everyone()
+
+
+__all__ = ["GalipTrainer"]

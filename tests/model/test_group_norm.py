@@ -1,0 +1,104 @@
+"""Statistics and gradients of GroupNorm in channels_last, against float64 and PyTorch's own."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from galip_hf.model import group_norm
+from galip_hf.model.group_norm import channels_last, group_norm_gradients, normalise
+from galip_hf.model.unet_blocks import GalipGroupNorm
+
+# Height and width: few pixels; many; one row; narrow; as many as in use.
+SIZES = [(6, 8), (40, 40), (40, 28), (1, 130), (60, 4), (256, 256)]
+
+
+@pytest.fixture(autouse=True)
+def few_are_a_hundred(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(group_norm, "FEW", 100)
+
+
+def normalised(images: Tensor, groups: int, weight: Tensor, bias: Tensor) -> Tensor:
+    return group_norm.group_norm(images, groups, weight, bias, 1e-5)[0]
+
+
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("groups", [1, 4, 12])
+@pytest.mark.parametrize("ratio", [0.0, 1.0, 10.0, 100.0, 1000.0])
+def test_the_norm_is_exact_at_every_mean(ratio: float, groups: int, size: tuple[int, int]) -> None:
+    generator = torch.Generator().manual_seed(0)
+    images = channels_last(2 * (torch.randn(2, 12, *size, generator=generator) + ratio))
+    weight, bias = torch.rand(12, generator=generator) + 0.5, torch.rand(12, generator=generator)
+    expected = F.group_norm(images.double().contiguous(), groups, weight.double(), bias.double(), 1e-5)
+    found, *statistics = group_norm.group_norm(images, groups, weight, bias, 1e-5)
+    tolerance = 3e-6 + 3e-7 * ratio  # the rounding of the input's own values
+    for value in (found, normalise(images, *statistics, weight, bias)):
+        assert value.is_contiguous(memory_format=torch.channels_last)
+        torch.testing.assert_close(value.double(), expected, rtol=0, atol=tolerance)
+
+
+@pytest.mark.parametrize("groups", [4, 12])
+@pytest.mark.parametrize("ratio", [0.0, 1.0, 10.0, 100.0, 1000.0])
+def test_the_module_is_exact_in_both_layouts(ratio: float, groups: int) -> None:
+    generator = torch.Generator().manual_seed(0)
+    images = 2 * (torch.randn(2, 12, 12, 40, generator=generator) + ratio)
+    norm = GalipGroupNorm(groups, 12, eps=1e-5)
+    with torch.no_grad():
+        norm.weight.uniform_(0.5, 1.5, generator=generator)
+        norm.bias.uniform_(-1, 1, generator=generator)
+        parameters = (norm.num_groups, norm.weight.double(), norm.bias.double(), norm.eps)
+        expected = F.group_norm(images.double(), *parameters)
+        tolerance = 3e-6 + 3e-7 * ratio  # the rounding of the input's own values
+        for given in (images, channels_last(images)):
+            torch.testing.assert_close(norm(given).double(), expected, rtol=0, atol=tolerance)
+
+
+def test_with_gradients_the_module_is_exact_in_both_layouts() -> None:
+    images = (torch.randn(2, 8, 12, 10, generator=torch.Generator().manual_seed(0)) + 500).requires_grad_()
+    norm = GalipGroupNorm(4, 8)
+    gradients = []
+    for given in (images, channels_last(images)):
+        output = F.silu(norm(given))
+        gradients.append((output, *torch.autograd.grad(output.square().mean(), [images, norm.weight])))
+    for plain, other in zip(*gradients, strict=True):
+        torch.testing.assert_close(other, plain, rtol=1e-5, atol=1e-6)
+    expected = F.silu(F.group_norm(images.double(), 4, eps=1e-5))
+    torch.testing.assert_close(gradients[1][0].double(), expected, rtol=0, atol=2e-4)
+
+
+def test_the_kernel_of_the_library_is_not() -> None:
+    """Why there is one of our own; when this fails, there need not be one any more."""
+    images = channels_last(torch.randn(1, 64, 64, 64, generator=torch.Generator().manual_seed(0)) + 1000)
+    expected = F.group_norm(images.double().contiguous(), 32)
+    assert (F.group_norm(images, 32).double() - expected).abs().max() > 0.1
+    weight, bias = torch.ones(64), torch.zeros(64)
+    assert (normalised(images, 32, weight, bias).double() - expected).abs().max() < 1e-3
+
+
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("groups", [1, 4, 12])
+def test_the_gradients_are_those_of_the_library(groups: int, size: tuple[int, int]) -> None:
+    generator = torch.Generator().manual_seed(1)
+    images, gradient = torch.randn(2, 2, 12, *size, dtype=torch.float64, generator=generator)
+    weight, bias = torch.randn(2, 12, dtype=torch.float64, generator=generator)
+    leaves = [value.clone().requires_grad_() for value in (images, weight, bias)]
+    expected = torch.autograd.grad(F.group_norm(leaves[0], groups, *leaves[1:]), leaves, gradient)
+    images, gradient = channels_last(images), channels_last(gradient)
+    _, *statistics = group_norm.group_norm(images, groups, weight, bias, 1e-5)
+    found = group_norm_gradients(gradient, images, *statistics, weight)
+    for value, reference in zip(found, expected, strict=True):
+        torch.testing.assert_close(value, reference, rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("groups", [1, 4, 12])
+def test_the_form_for_other_devices_computes_the_same(groups: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    generator = torch.Generator().manual_seed(2)
+    images, gradient = (channels_last(value) for value in torch.randn(2, 2, 12, 6, 8, generator=generator))
+    weight = torch.rand(12, generator=generator) + 0.5
+    results = []
+    for is_cpu in (True, False):
+        monkeypatch.setattr(group_norm, "_is_cpu", lambda _, value=is_cpu: value)
+        outputs = group_norm.group_norm(images, groups, weight, weight, 1e-5)
+        results.append((*outputs, *group_norm_gradients(gradient, images, *outputs[1:], weight)))
+    for value, reference in zip(*results, strict=True):
+        torch.testing.assert_close(value, reference, rtol=1e-4, atol=1e-5)
