@@ -1,202 +1,175 @@
-"""GroupNorm, SiLU, resampling and convolution as one operation that keeps its input alone for its gradient.
+"""GroupNorm, SiLU, resampling and 3 x 3 convolution: the step that residual blocks are made of.
 
-Composed of PyTorch's own functions, they store four feature maps for the backward pass; and at full
-resolution writing them to memory costs about as much as computing them. Here the normalised and the activated
-map live in the cache for a moment, and are computed again in the backward pass. All maps are channels_last.
+`textbook_norm_silu_conv` says what it computes; `norm_silu_conv` is what the network calls, and computes the
+same (`tests/model/test_norm_silu_conv.py`) with less memory in training and less time in inference:
+
+- Training: the normalised and the activated map are recomputed in the backward pass instead of stored
+  (`torch.utils.checkpoint`, which stops before it would repeat the convolution).
+- Inference on a CPU: feature maps are channels_last, in which convolutions are fastest. PyTorch's GroupNorm
+  is unfit for that layout there: its one-pass variance is inexact where the mean is large, with an error of
+  0.5 at mean / deviation = 100. The norm here takes its sums from BatchNorm's kernels, exact and fast.
+- Both: doubling a map and convolving it is one transposed convolution with a 4 x 4 kernel, which takes 4/9 of
+  the multiplications.
+
+What each buys is measured in docs/speed.md.
 """
 
-from typing import Any, Literal, cast
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
-
-from .group_norm import channels_last, group_norm, group_norm_gradients, normalise, precise_group_norm
+from torch.utils.checkpoint import checkpoint
 
 Resample = Literal["down", "up"] | None
 
-_aten = torch.ops.aten
+# Of maps with so few pixels, it is faster to change the layout and use the library's GroupNorm.
+SMALL_MAP = 1024
 
 
-def resampled(hidden_states: Tensor, resample: Resample) -> Tensor:
-    """(B, C, H, W), H and W even: halved by averages, doubled by repetition, or as it is."""
-    if resample == "down":
-        # At half the size, bilinear interpolation is the average of 2 x 2; and on a CPU it is vectorised.
-        return F.interpolate(hidden_states, scale_factor=0.5, mode="bilinear", align_corners=False)
-    if resample == "up":
-        return F.interpolate(hidden_states, scale_factor=2, mode="nearest")
-    return hidden_states
+def textbook_norm_silu_conv(
+    norm: nn.GroupNorm, conv: nn.Conv2d, inputs: Tensor, resample: Resample = None
+) -> Tensor:
+    """The reference: `conv(resampled(silu(norm(inputs)), resample))`, the norm in float32 at least."""
+    normalized = precise_group_norm(inputs, norm.num_groups, norm.weight, norm.bias, norm.eps)
+    return conv(resampled(F.silu(normalized).to(inputs.dtype), resample))
 
 
-def _doubling(like: Tensor) -> Tensor:
-    """(9, 16): how 3 x 3 weights on doubled pixels add up to 4 x 4 of a transposed convolution."""
-    # Along one axis, the last weight falls on the first two of four, and so on. Made on the device: to bring
-    # it there would make the host wait.
-    taps = torch.eye(3, dtype=like.dtype, device=like.device)
-    along_one = (F.pad(taps, (0, 1)) + F.pad(taps, (1, 0))).flip(0)
-    return torch.kron(along_one, along_one)
+def norm_silu_conv(norm: nn.GroupNorm, conv: nn.Conv2d, inputs: Tensor, resample: Resample = None) -> Tensor:
+    """`textbook_norm_silu_conv`, with less memory and time.
 
+    Args:
+        norm: over the input's channels.
+        conv: 3 x 3 with padding 1.
+        inputs: (B, C, H, W).
+        resample: halve (H and W even) or double height and width before the convolution.
 
-def _doubling_kernel(weight: Tensor) -> Tensor:
-    """(O, I, 3, 3) -> (I, O, 4, 4), of the transposed convolution that doubles and convolves at once.
-
-    Each doubled pixel's nine weights fall on four pixels of the input: 4/9 of the multiplications.
+    Returns:
+        (B, C', H', W'), channels_last where no gradients are recorded; nothing else refers to its memory.
     """
-    kernel = weight.transpose(0, 1).flatten(2) @ _doubling(weight)
-    return kernel.unflatten(2, (4, 4))
+    if torch.compiler.is_compiling():  # the compiler fuses and recomputes by itself
+        return textbook_norm_silu_conv(norm, conv, inputs, resample)
+    if torch.is_grad_enabled():
+        return checkpoint(
+            _storing_norm_silu_conv, norm, conv, inputs, resample,
+            use_reentrant=False, preserve_rng_state=False,
+        )  # fmt: skip
+    return _inference_norm_silu_conv(norm, conv, inputs, resample)
 
 
-def _doubling_kernel_gradient(gradient: Tensor) -> Tensor:
-    """(I, O, 4, 4) -> (O, I, 3, 3): the adjoint of `_doubling_kernel`."""
-    return (gradient.flatten(2) @ _doubling(gradient).T).unflatten(2, (3, 3)).transpose(0, 1)
+def _storing_norm_silu_conv(
+    norm: nn.GroupNorm, conv: nn.Conv2d, inputs: Tensor, resample: Resample
+) -> Tensor:
+    """What is recomputed in the backward pass, where autograd stores the maps for a moment."""
+    normalized = precise_group_norm(inputs, norm.num_groups, norm.weight, norm.bias, norm.eps)
+    return _resampled_conv(F.silu(normalized).to(inputs.dtype), conv.weight, conv.bias, resample)
 
 
-def _convolution(images: Tensor, weight: Tensor, bias: Tensor | None, resample: Resample) -> Tensor:
+def _inference_norm_silu_conv(
+    norm: nn.GroupNorm, conv: nn.Conv2d, inputs: Tensor, resample: Resample
+) -> Tensor:
+    """In channels_last; the norm in float32 at least, the convolution in autocast's type or the input's."""
+    precise = torch.promote_types(inputs.dtype, torch.float32)
+    images = channels_last(inputs.to(precise))
+    normalized = group_norm(images, norm.num_groups, norm.weight.to(precise), norm.bias.to(precise), norm.eps)
+    activated = F.silu(normalized, inplace=True).to(inputs.dtype)
+    return channels_last(_resampled_conv(activated, conv.weight, conv.bias, resample))
+
+
+def resampled(images: Tensor, resample: Resample) -> Tensor:
+    """(B, C, H, W): halved by averages of 2 x 2 (H and W even), doubled by repetition, or as it is."""
+    if resample == "down":
+        # At half the size, bilinear interpolation is the average of 2 x 2, and vectorised on a CPU.
+        return F.interpolate(images, scale_factor=0.5, mode="bilinear", align_corners=False)
+    if resample == "up":
+        return F.interpolate(images, scale_factor=2, mode="nearest")
+    return images
+
+
+def _resampled_conv(images: Tensor, weight: Tensor, bias: Tensor | None, resample: Resample) -> Tensor:
     """`conv2d(resampled(images, resample), weight, bias, padding=1)`."""
     if resample == "up":
         return F.conv_transpose2d(images, _doubling_kernel(weight), bias, stride=2, padding=1)
     return F.conv2d(resampled(images, resample), weight, bias, padding=1)
 
 
-def _convolution_gradients(
-    gradient: Tensor, images: Tensor, weight: Tensor, has_bias: bool, resample: Resample
-) -> tuple[Tensor, Tensor, Tensor | None]:
-    """Of `_convolution`, with respect to images, weight and bias."""
-    is_up = resample == "up"
-    of_images, of_weight, of_bias = _aten.convolution_backward(
-        gradient, images if is_up else resampled(images, resample),
-        _doubling_kernel(weight) if is_up else weight, [len(weight)],
-        [2, 2] if is_up else [1, 1], [1, 1], [1, 1], is_up, [0, 0], 1, [True, True, has_bias],
-    )  # fmt: skip
-    if is_up:
-        of_weight = _doubling_kernel_gradient(of_weight)
-    if resample == "down":  # an average spreads its gradient evenly
-        of_images = F.interpolate(of_images, scale_factor=2, mode="nearest").mul_(0.25)
-    return of_images, of_weight, of_bias
+def _doubling_kernel(weight: Tensor) -> Tensor:
+    """(O, I, 3, 3) -> (I, O, 4, 4): the kernel of the transposed convolution that doubles and convolves."""
+    # Along one axis, a weight falls on two of the four places: the last of three on the first two, and so on.
+    # Made on the device, since a copy from the host would make the host wait.
+    taps = torch.eye(3, dtype=weight.dtype, device=weight.device)
+    along_one = (F.pad(taps, (0, 1)) + F.pad(taps, (1, 0))).flip(0)  # (3, 4)
+    return (weight.transpose(0, 1).flatten(2) @ torch.kron(along_one, along_one)).unflatten(2, (4, 4))
 
 
-def _forward(
-    inputs: Tensor,
-    norm_weight: Tensor,
-    norm_bias: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    groups: int,
-    eps: float,
-    resample: Resample,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Output, channels_last; mean and inverse deviation of the norm."""
-    dtype = _convolution_type(inputs)
-    with torch.autocast(inputs.device.type, enabled=False):
-        images = _precise(inputs)
-        norm_weight, norm_bias = norm_weight.to(images.dtype), norm_bias.to(images.dtype)
-        normalised, mean, inverse = group_norm(images, groups, norm_weight, norm_bias, eps)
-        activated = F.silu(normalised, inplace=True).to(dtype)
-        bias = None if bias is None else bias.to(dtype)
-        return channels_last(_convolution(activated, weight.to(dtype), bias, resample)), mean, inverse
+# GroupNorm
 
 
-def _convolution_type(inputs: Tensor) -> torch.dtype:
-    """Autocast's type, or the input's."""
-    kind = inputs.device.type
-    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else inputs.dtype
+def channels_last(images: Tensor) -> Tensor:
+    """(B, C, H, W), in the memory layout in which a CPU's convolutions are fastest."""
+    return images.contiguous(memory_format=torch.channels_last)
 
 
-class NormSiluConvolution(torch.autograd.Function):
-    """`conv(resampled(silu(norm(inputs))))` for a GroupNorm and a 3 x 3 convolution with padding 1.
-
-    The norm and its gradients are float32 at least; the convolution is of autocast's type, or of the input's.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, inputs: Tensor, *arguments: Any) -> Tensor:
-        """Those of `_forward`."""
-        *parameters, _, _, resample = arguments
-        ctx.dtype, ctx.resample = _convolution_type(inputs), resample
-        output, *statistics = _forward(inputs, *arguments)
-        ctx.save_for_backward(inputs, *parameters, *statistics)
-        return output
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        inputs, norm_weight, norm_bias, weight, bias, mean, inverse = ctx.saved_tensors
-        images = _precise(inputs)
-        precise_weight, precise_bias = norm_weight.to(images.dtype), norm_bias.to(images.dtype)
-        normalised = normalise(images, mean, inverse, precise_weight, precise_bias)
-        gradient, of_weight, of_bias = _convolution_gradients(
-            channels_last(gradient),
-            F.silu(normalised).to(ctx.dtype),
-            weight.to(ctx.dtype),
-            bias is not None,
-            ctx.resample,
-        )
-        gradient = channels_last(gradient.to(images.dtype))
-        gradient = _aten.silu_backward.grad_input(gradient, normalised, grad_input=gradient)
-        del normalised
-        gradient, of_norm_weight, of_norm_bias = group_norm_gradients(
-            gradient, images, mean, inverse, precise_weight
-        )
-        return (
-            gradient.to(inputs.dtype),
-            of_norm_weight.to(norm_weight.dtype),
-            of_norm_bias.to(norm_bias.dtype),
-            of_weight.to(weight.dtype),
-            None if of_bias is None else of_bias.to(bias.dtype),
-            None,
-            None,
-            None,
-        )
+def precise_group_norm(images: Tensor, groups: int, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
+    """PyTorch's GroupNorm of (B, C, H, W), in float32 at least and in the layout in which it is exact."""
+    precise = torch.promote_types(images.dtype, torch.float32)
+    return F.group_norm(images.to(precise).contiguous(), groups, weight.to(precise), bias.to(precise), eps)
 
 
-def _precise(inputs: Tensor) -> Tensor:
-    return channels_last(inputs.to(torch.promote_types(inputs.dtype, torch.float32)))
-
-
-def _parameters(
-    norm: nn.GroupNorm, conv: nn.Conv2d, channels: slice | None, added_bias: Tensor | None
-) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
-    """Weight and bias of the norm and of the convolution, those of some of its input's channels or of all."""
-    bias = cast("Tensor", conv.bias)
-    if added_bias is not None:
-        bias = bias + added_bias
-    if channels is None:
-        return norm.weight, norm.bias, conv.weight, bias
-    of_part = None if channels.start else bias
-    return norm.weight[channels], norm.bias[channels], conv.weight[:, channels], of_part
-
-
-def norm_silu_convolution(
-    norm: nn.GroupNorm,
-    conv: nn.Conv2d,
-    inputs: Tensor,
-    resample: Resample = None,
-    channels: slice | None = None,
-    added_bias: Tensor | None = None,
-) -> Tensor:
-    """`conv(resampled(silu(norm(inputs)), resample))`.
+def group_norm(images: Tensor, groups: int, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
+    """GroupNorm of channels_last maps, without gradients.
 
     Args:
-        norm: over the input's channels.
-        conv: 3 x 3 with padding 1 and a bias.
-        inputs: (B, C_in, H, W).
-        channels: of norm and convolution, whole groups, if `inputs` are not all of them. The results of all
-            parts add up to that of the whole; the bias is in the first one's.
-        added_bias: (C_out,), added to the convolution's: what is to be added to its result costs nothing so.
+        images: (B, C, H, W), channels_last, float32 or float64.
+        groups: number of groups; divides C.
+        weight, bias: (C,), of the images' type.
+        eps: added to the variance.
 
     Returns:
-        (B, C_out, H', W'), channels_last; nothing else refers to it, so that it may be changed in place.
+        (B, C, H, W), channels_last, in memory of its own.
     """
-    groups = norm.num_groups * inputs.shape[1] // norm.num_channels
-    parameters = _parameters(norm, conv, channels, added_bias)
-    if torch.compiler.is_compiling():
-        normalised = precise_group_norm(inputs, groups, *parameters[:2], norm.eps)
-        return _convolution(F.silu(normalised).to(inputs.dtype), *parameters[2:], resample)
-    if not torch.is_grad_enabled():
-        return _forward(inputs, *parameters, groups, norm.eps, resample)[0]
-    result: Tensor = NormSiluConvolution.apply(inputs, *parameters, groups, norm.eps, resample)
-    return result
+    if _is_cpu(images) and images.shape[2] * images.shape[3] <= SMALL_MAP:
+        return channels_last(precise_group_norm(images, groups, weight, bias, eps))
+    mean, variance = _channel_statistics(images)  # (B, C)
+    if groups < images.shape[1]:
+        mean, variance = _pooled(*(values.unflatten(1, (groups, -1)).mT for values in (mean, variance)))
+    size = images.shape[1] // groups
+    inverse, mean = (values.repeat_interleave(size, dim=1) for values in (torch.rsqrt(variance + eps), mean))
+    scale = inverse * weight  # (B, C)
+    shift = bias - mean * scale
+    return torch.addcmul(shift[:, :, None, None], images, scale[:, :, None, None])
 
 
-__all__ = ["norm_silu_convolution", "resampled"]
+def _channel_statistics(images: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and variance of each sample and channel, two (B, C)."""
+    if not _is_cpu(images):
+        variance, mean = torch.var_mean(images, dim=(2, 3), correction=0)
+        return mean, variance
+    # BatchNorm's kernel adds long rows of numbers twice as fast as a pixel's few channels. So each column of
+    # a channel is a channel to it, which also keeps the rounding errors of the sums small.
+    rows = (sample.permute(1, 2, 0).flatten(1) for sample in images)  # (C, H, W) -> (H, W * C), same memory
+    of_samples = (torch.batch_norm_update_stats(row, None, None, 0.0) for row in rows)
+    of_columns = map(torch.stack, zip(*of_samples, strict=True))
+    return _pooled(*(values.unflatten(1, (images.shape[3], -1)) for values in of_columns))
+
+
+def _pooled(means: Tensor, variances: Tensor) -> tuple[Tensor, Tensor]:
+    """(B, parts, K), parts of equal size -> mean and variance (B, K) of the parts together."""
+    mean = means.mean(dim=1)
+    distance = means - mean[:, None]
+    return mean, torch.addcmul(variances, distance, distance).mean(dim=1)
+
+
+def _is_cpu(images: Tensor) -> bool:
+    return images.device.type == "cpu"
+
+
+__all__ = [
+    "Resample",
+    "channels_last",
+    "group_norm",
+    "norm_silu_conv",
+    "precise_group_norm",
+    "resampled",
+    "textbook_norm_silu_conv",
+]

@@ -4,19 +4,19 @@ Source: Korkmaz & Patel, "I2I-Galip: Unsupervised Medical Image Translation Usin
 CLIP", MIDL 2025, PMLR 301:748-762; the U-Net is latent diffusion's (Rombach et al., CVPR 2022) without a
 timestep.
 
-Inference needs this file, what it imports, and the weights: the prompts' text states are buffers of the
-checkpoint. Images are (B, 1, H, W) float32 in [0, 1]; the last layer is a plain convolution, so outputs may
-leave that range.
+Inference needs this file, what it imports, and the weights: the prompts' text states are a buffer of the
+checkpoint. Images are (B, 1, H, W) in [0, 1]; the last layer is a plain convolution, so outputs may leave
+that range.
 
-Of transformers it imports the configuration alone: the model classes take two seconds to import, which
-`galip-hf translate` need not wait for.
+This module does without transformers' model classes, whose import takes two seconds: `galip-hf translate`
+need not wait for them.
 """
 
 import math
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -25,15 +25,12 @@ from transformers.utils import ModelOutput
 
 from .configuration_galip import GalipConfig
 from .errors import GalipError
-from .group_norm import channels_last
-from .norm_silu_conv import norm_silu_convolution
+from .norm_silu_conv import channels_last, norm_silu_conv
 from .unet_blocks import (
-    GalipBlock,
     GalipDecoderLevel,
     GalipEncoderLevel,
     GalipGroupNorm,
     GalipMiddle,
-    GalipResidualBlock,
     GalipTransformerBlock,
     KeysAndValues,
     Prompt,
@@ -66,9 +63,14 @@ class GalipTarget:
 
 
 class GalipGenerator(nn.Module):
-    """The network; `GalipForImageTranslation` is it with what transformers does for a model.
+    """The U-Net; `GalipForImageTranslation` adds what transformers does for a model.
 
     The prompts' text states are the persistent buffer `prompt_states` (domains, tokens, width).
+
+    Source images that are translated to several targets share work in two places. The first levels of the
+    encoder do not depend on the target (`GalipConfig.shared_levels`): `encode` computes them, and `decode`
+    runs the rest of the network. The keys and values of the cross-attentions depend on the prompt alone:
+    `prepare_target` computes them once.
     """
 
     config: Any  # a GalipConfig; to PreTrainedModel, any of transformers
@@ -80,7 +82,7 @@ class GalipGenerator(nn.Module):
         self._build(config)
 
     def _build(self, config: GalipConfig) -> None:
-        """The parts; the two classes differ in what comes before."""
+        """Make the layers. Not part of `__init__`, which `GalipForImageTranslation` replaces."""
         channels = config.level_channels
         self.label_embedding = nn.Embedding(len(config.domains), config.label_width)
         self.conv_in = nn.Conv2d(1, channels[0], 3, padding=1)
@@ -104,8 +106,13 @@ class GalipGenerator(nn.Module):
 
     @property
     def device(self) -> torch.device:
-        """Where the weights are."""
+        """Device of the weights."""
         return self.conv_in.weight.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Type of the weights."""
+        return self.conv_in.weight.dtype
 
     def target_labels(self, target_domain: str | Sequence[str] | Tensor, batch_size: int) -> Tensor:
         """Labels (B,) of a domain name, a list of names or a LongTensor (B,).
@@ -186,42 +193,31 @@ class GalipGenerator(nn.Module):
         if tuple(prompt_states.shape) != expected:
             raise GalipError(f"prompt_states: found shape {tuple(prompt_states.shape)}; expected {expected}")
         height, width = pixel_values.shape[-2:]
-        translation = self.decode(self.encode(pixel_values), labels, prompt_states)
-        return GalipTranslationOutput(translation=translation[..., :height, :width])
+        translation = self.decode(self.encode(pixel_values), labels, prompt_states.to(self.dtype))
+        return GalipTranslationOutput(translation=translation[..., :height, :width].to(pixel_values.dtype))
 
-    def encode(self, pixel_values: Tensor, targets: int = 1) -> list[Tensor]:
-        """All that is the same for every target: the encoder's `config.shared_levels`, and, for several
-        targets, what the decoder makes of their feature maps alone.
+    def encode(self, pixel_values: Tensor) -> list[Tensor]:
+        """The part that does not depend on the target: the first `config.shared_levels` levels.
 
         Args:
-            pixel_values: (B, 1, H, W) float in [0, 1].
-            targets: how often the result is to be decoded. For one, the decoder makes its parts when it needs
-                them: they take twice the memory of the maps that they are made of.
+            pixel_values: (B, 1, H, W) float in [0, 1]; converted to the type of the weights.
 
         Returns:
-            The feature map of these levels, and each map that the decoder takes of them, or its
-            `GalipResidualBlock.of_skip`; (B, C, H', W'), channels_last.
+            The output of the first convolution and of each block so far, (B, C, H', W').
         """
-        # Of one channel, both layouts are the same memory: the strides tell which is meant.
-        images = self._pad(pixel_values)[:, 0, :, :, None].permute(0, 3, 1, 2)
-        skips = [channels_last(self.conv_in(images))]
+        hidden_states = self.conv_in(self._pad(pixel_values.to(self.dtype)))
+        if not torch.is_grad_enabled():  # the layout of inference, see `norm_silu_conv`
+            hidden_states = channels_last(hidden_states)
+        skips = [hidden_states]
         for level in self.encoder[: self.config.shared_levels]:
             skips += level(skips[-1], None, None)
-        if targets == 1:
-            return [skips[-1], *skips]
-        takers = self._takers_of_skips()
-        return [skips[-1], *(part for skip in skips for part in next(takers).of_skip(skip))]
-
-    def _takers_of_skips(self) -> Iterator[GalipResidualBlock]:
-        """The decoder's blocks in the order in which the encoder makes what they take."""
-        blocks = [block for level in self.decoder for block in cast("GalipDecoderLevel", level).blocks]
-        return (cast("GalipBlock", block).residual for block in reversed(blocks))
+        return skips
 
     def decode(self, features: Sequence[Tensor], labels: Tensor, prompt: Prompt) -> Tensor:
-        """The rest of the network: `forward` is `decode(encode(...))`, without the padding.
+        """The rest of the network: `forward` is `decode(encode(...))`, apart from padding and checks.
 
         Args:
-            features: from `encode`.
+            features: from `encode`; not modified, so that several targets can use them.
             labels: (B,) int64 of the target domains.
             prompt: states (B, tokens, width) of the targets' prompts, or `keys_and_values` of them.
 
@@ -231,7 +227,7 @@ class GalipGenerator(nn.Module):
         return self._decode(features, F.silu(self.label_embedding(labels)), prompt)
 
     def keys_and_values(self, prompt_states: Tensor) -> dict[nn.Module, KeysAndValues]:
-        """All that the network computes of prompts alone: two (P, heads, tokens, d) for each cross-attention.
+        """Keys and values of the prompts, two (P, heads, tokens, d), for each cross-attention.
 
         Args:
             prompt_states: (P, tokens, width).
@@ -243,7 +239,7 @@ class GalipGenerator(nn.Module):
         }
 
     def prepare_target(self, target_domain: str) -> GalipTarget:
-        """What depends on the target alone: its label's embedding, the keys and values of its prompt.
+        """What depends only on the target: its label's embedding, and its prompt's keys and values.
 
         Raises:
             GalipError: an unknown domain, or no prompt states.
@@ -253,7 +249,7 @@ class GalipGenerator(nn.Module):
         return GalipTarget(target_domain, F.silu(self.label_embedding(labels)), prompt)
 
     def translate(self, pixel_values: Tensor, targets: Sequence[GalipTarget]) -> list[Tensor]:
-        """The same images to each of `targets`, as `forward` would, with what the targets share done once.
+        """Translate the same images to each of `targets`, computing what the targets share only once.
 
         Args:
             pixel_values: (B, 1, H, W) float in [0, 1].
@@ -267,11 +263,9 @@ class GalipGenerator(nn.Module):
         """
         self._check_pixel_values(pixel_values)
         height, width = pixel_values.shape[-2:]
-        features = self.encode(pixel_values, len(targets))
-        return [
-            self._decode(features, target.label_embedding, target.prompt)[..., :height, :width]
-            for target in targets
-        ]
+        features = self.encode(pixel_values)
+        translations = (self._decode(features, target.label_embedding, target.prompt) for target in targets)
+        return [images[..., :height, :width].to(pixel_values.dtype) for images in translations]
 
     def _pad(self, pixel_values: Tensor) -> Tensor:
         """Height and width up to a multiple of the coarsest rate, by repeating the border."""
@@ -280,32 +274,20 @@ class GalipGenerator(nn.Module):
         bottom, right = (math.ceil(length / multiple) * multiple - length for length in (height, width))
         return F.pad(pixel_values, (0, right, 0, bottom), mode="replicate")
 
-    def _skips(self, parts: list[Tensor]) -> list[tuple[Tensor, ...]]:
-        """What `encode` returns behind the first feature map, as the decoder's blocks take it."""
-        shared = cast("list[GalipEncoderLevel]", self.encoder[: self.config.shared_levels])
-        if len(parts) == 1 + sum(level.number_of_maps for level in shared):  # the maps themselves
-            return [(part,) for part in parts]
-        takers, skips = self._takers_of_skips(), []
-        while parts:
-            number = 2 if next(takers).takes_parts else 1
-            skips.append(tuple(parts[:number]))
-            parts = parts[number:]
-        return skips
-
     def _decode(self, features: Sequence[Tensor], label_embedding: Tensor, prompt: Prompt) -> Tensor:
-        hidden_states, *parts = features
-        skips = self._skips(parts)
+        skips = list(features)
         for level in self.encoder[self.config.shared_levels :]:
-            skips += [(skip,) for skip in level(hidden_states, label_embedding, prompt)]
-            (hidden_states,) = skips[-1]
-        hidden_states = self.middle(hidden_states, label_embedding, prompt)
+            skips += level(skips[-1], label_embedding, prompt)
+        hidden_states = self.middle(skips[-1], label_embedding, prompt)
         for level in self.decoder:
             hidden_states = level(hidden_states, skips, label_embedding, prompt)
-        return norm_silu_convolution(self.norm_out, self.conv_out, hidden_states)
+        return norm_silu_conv(self.norm_out, self.conv_out, hidden_states)
 
 
 def load_generator(directory: str | os.PathLike[str], variant: str | None = None) -> GalipGenerator:
-    """The network of a model directory, of the type that config.json says, or else of its weights'.
+    """The network of a model directory, for inference: in evaluation mode, its weights as float32.
+
+    Weights saved in half precision are converted too: the precision of inference is the caller's choice.
 
     Raises:
         GalipError: no config.json or a faulty one, weights that do not fit it, damaged ones, a pickle in
@@ -315,7 +297,7 @@ def load_generator(directory: str | os.PathLike[str], variant: str | None = None
     config = GalipConfig.from_pretrained(directory)
     config.name_or_path = os.fspath(directory)
     weights = read_weights(directory, variant)
-    with torch.random.fork_rng(devices=[]):  # the parts draw weights, which are of no use here
+    with torch.random.fork_rng(devices=[]):  # the layers draw initial weights, which are replaced
         generator = GalipGenerator(config)
     expected = generator.state_dict()
     check_fit(
@@ -324,9 +306,8 @@ def load_generator(directory: str | os.PathLike[str], variant: str | None = None
         unexpected=weights.keys() - expected.keys(),
         mismatched=[key for key in expected.keys() & weights if expected[key].shape != weights[key].shape],
     )
-    dtype = config.dtype or next(iter(weights.values())).dtype
-    # In the layout of the feature maps, which each convolution would otherwise bring them into.
-    generator.to(dtype=dtype, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    # In the layout of the feature maps, into which each convolution would otherwise bring them.
+    generator.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     generator.load_state_dict(weights)
     return generator.eval()
 

@@ -6,7 +6,6 @@ import subprocess
 import sys
 from pathlib import Path
 from typing import Any
-from unittest.mock import patch
 
 import pytest
 import torch
@@ -474,34 +473,38 @@ def test_what_the_targets_share_is_computed_once() -> None:
     assert calls == {"shared": 4, "keys": 0}
 
 
-def test_the_decoders_share_of_shared_feature_maps_is_computed_once() -> None:
+def test_several_targets_share_the_levels_that_do_not_know_them() -> None:
     model = filled_model(tiny_config(norm_groups=8))
     targets = [model.prepare_target(name) for name in ("T1", "T2", "CT")]
-    taker = model.decoder[-1].blocks[-1].residual  # of the finest level's first feature map
-    assert taker.takes_parts
-    with torch.inference_mode(), patch.object(taker, "of_skip", wraps=taker.of_skip) as of_skip:
-        model.translate(images(2, 1, 16, 16), targets)
-    assert of_skip.call_count == 1
-
-
-def test_for_one_target_the_encoders_maps_are_held_and_not_the_decoders_parts() -> None:
-    """The parts are twice as large, and would all be held until the decoder comes to them."""
-    model = filled_model(tiny_config(norm_groups=8))
-    labels, states = model.target_labels("T2", 2), model.prompt_states[[1, 1]]
-    assert model.config.domain_names[1] == "T2"
+    calls: list[int] = []
+    for number, level in enumerate(model.encoder):
+        level.register_forward_hook(lambda *_, number=number: calls.append(number))
     with torch.inference_mode():
-        of_one, of_two = (model.encode(images(2, 1, 16, 16), targets) for targets in (1, 2))
-        found, expected = (model.decode(features, labels, states) for features in (of_one, of_two))
-    assert len(of_one) < len(of_two)
-    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
+        model.translate(images(2, 1, 16, 16), targets)
+    assert model.config.shared_levels == 1 and calls == [0, 1, 1, 1]
 
 
 def test_the_default_model_shares_its_two_finest_levels() -> None:
-    """And there all blocks of the decoder but one take their skip in parts."""
-    model = GalipForImageTranslation(GalipConfig())
-    assert model.config.shared_levels == 2
-    takes_parts = [[block.residual.takes_parts for block in level.blocks] for level in model.decoder]
-    assert takes_parts[-1] == [True, True, True] and takes_parts[-2] == [False, True, True]
+    assert GalipConfig().shared_levels == 2
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
+def test_pixels_of_another_type_than_the_weights(dtype: torch.dtype) -> None:
+    """They are converted to the type of the weights, and the translation to that of the pixels."""
+    model, pixel_values = filled_model(tiny_config()), images(2, 1, 16, 16)
+    states = model.prompt_states[[1, 1]].clone()
+    expected = model(pixel_values, "T2").translation
+    model.to(dtype)
+    tolerance = {"rtol": 0, "atol": 0.15 if dtype != torch.float64 else 1e-5}
+    with torch.inference_mode():
+        for given in (pixel_values, pixel_values.to(dtype), pixel_values.bfloat16()):
+            found = model(given, "T2").translation
+            assert found.dtype == given.dtype
+            close = tolerance if given.dtype != torch.bfloat16 else {"rtol": 0, "atol": 0.15}
+            torch.testing.assert_close(found.float(), expected, **close)
+        (translated,) = model.translate(pixel_values, [model.prepare_target("T2")])
+        torch.testing.assert_close(translated, model(pixel_values, "T2").translation, rtol=0, atol=0.05)
+        assert model(pixel_values, "T2", prompt_states=states).translation.dtype == torch.float32
 
 
 @pytest.mark.parametrize("precision", [torch.bfloat16, torch.float16])

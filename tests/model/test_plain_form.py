@@ -7,7 +7,6 @@ import torch
 from conftest import MakeTrainer, filled_model, tiny_config
 
 from benchmarks.plain import PlainTraining, plain_generator
-from galip_hf.model.unet_blocks import GalipResidualBlock
 
 CONFIGURATIONS: dict[str, dict[str, Any]] = {
     "nothing shared": {},
@@ -35,15 +34,6 @@ def test_the_generator_and_its_gradients_are_those_of_the_plain_form(fields: Any
             assert "label_projection" in name and expected_gradient.abs().max() < 1e-8
         else:
             torch.testing.assert_close(gradients[name], expected_gradient, rtol=1e-7, atol=1e-7)
-
-
-def test_blocks_with_and_without_parts_were_compared() -> None:
-    model = filled_model(tiny_config())
-    blocks = [module for module in model.modules() if isinstance(module, GalipResidualBlock)]
-    assert {block.takes_parts for block in blocks} == {True, False}
-    first, second = (block.residual for block in model.decoder[-1].blocks)
-    # 16 + 8 channels in 4 groups of 6: one reaches across. 8 + 8 in groups of 4: none does.
-    assert not first.takes_parts and second.takes_parts
 
 
 def test_the_trainer_takes_the_steps_of_the_plain_form(make_trainer: MakeTrainer) -> None:
