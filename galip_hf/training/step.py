@@ -139,7 +139,7 @@ class TrainingStep:
         with self.autocast():
             prompts = self._prompts(batch)
             wants_fakes = bool(weights.cycle or weights.paired or self._uses_clip)
-            features = _Cut(self._encode(batch.sources, bool(weights.identity) + wants_fakes))
+            features = _Cut(self._encode(batch.sources))
             if weights.identity:
                 same = self._translate(features.leaves, batch.source_labels, batch, prompts)
                 self._run_backward({"identity": losses.identity_loss(same, batch.sources)}, share, values)
