@@ -51,6 +51,9 @@ def add_parser(commands: Any) -> None:
     parser.add_argument("--output", required=True, help="folder to write: report.html, report.json, …")
     parser.add_argument("--overwrite", action="store_true", help="replace an existing report")
     parser.add_argument("--device", default="cpu", help="torch device (default: cpu)")
+    parser.add_argument(
+        "--precision", choices=("fp32", "bf16", "fp16"), default="fp32", help="of the model (default: fp32)"
+    )
     parser.set_defaults(run=_evaluate)
 
 
@@ -134,10 +137,12 @@ def _device(name: str) -> str:
 
 
 def _run_table(arguments: argparse.Namespace, backbone: "ClipBackbone | None") -> _Run:
+    import torch
+
     from ..data.paired_subjects import DomainSlices, TableSubjects
     from ..data.table import load_table
     from ..evaluation.evaluate import evaluate
-    from ..inference.slices import translate_slices
+    from ..inference.slices import precision_in_words, translate_slices
     from ..prepare.splits import split_hash_of_table
 
     table = load_table(arguments.data)
@@ -167,7 +172,7 @@ def _run_table(arguments: argparse.Namespace, backbone: "ClipBackbone | None") -
     reports = {
         source: evaluate(
             subjects,
-            _translator(models[source]) if source in models else None,
+            _translator(models[source], arguments.precision) if source in models else None,
             training if number == 0 else None,
             domains=domains,
             ct_windows={d: window for d, window in windows.items() if d in domains},
@@ -179,12 +184,14 @@ def _run_table(arguments: argparse.Namespace, backbone: "ClipBackbone | None") -
     }
 
     def predict(index: int, source: str, target: str, wanted: slice) -> "np.ndarray":
-        return translate_slices(models[sources[0]], subjects[index][source][wanted], target)
+        volume = subjects[index][source][wanted]
+        return translate_slices(models[sources[0]], volume, target, precision=arguments.precision)
 
     digest, kind = split_hash_of_table(arguments.data, subjects.names)
     details = {
         **_identity(arguments.model, "model"),
         **_identity(arguments.compare, "compared"),
+        **({"precision": precision_in_words(torch.device(device), arguments.precision)} if sources else {}),
         "data": str(arguments.data),
         "split": arguments.split,
         "split_hash": digest,
@@ -203,10 +210,10 @@ def _load(source: str, device: str) -> "GalipGenerator":
     return load_model(source)[0].to(device)
 
 
-def _translator(model: "GalipGenerator") -> Callable[["np.ndarray", str, str], "np.ndarray"]:
+def _translator(model: "GalipGenerator", precision: str) -> Callable[["np.ndarray", str, str], "np.ndarray"]:
     from ..inference.slices import translate_slices
 
-    return lambda volume, source, target: translate_slices(model, volume, target)
+    return lambda volume, source, target: translate_slices(model, volume, target, precision=precision)
 
 
 def _shared_domains(

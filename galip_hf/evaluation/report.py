@@ -240,7 +240,9 @@ def model_index(report: Mapping[str, Any], *, model_name: str, dataset: str, spl
 # --- provenance ---
 
 
-def provenance(command: str, device: str, seed: int, **details: Any) -> dict[str, Any]:
+def provenance(
+    command: str, device: str, seed: int, precision: str = "as the predictions were given", **details: Any
+) -> dict[str, Any]:
     """What is needed to repeat a number: code, versions, device, precision, command, date, and `details`."""
     import torch
 
@@ -252,7 +254,7 @@ def provenance(command: str, device: str, seed: int, **details: Any) -> dict[str
         "scikit_image": importlib.metadata.version("scikit-image"),
         "python": platform.python_version(),
         "device": device,
-        "precision": "float32 (scores in float64)",
+        "precision": f"{precision} (scores in float64)",
         "seed": seed,
         "protocols": {protocol.name: protocol.version for protocol in (PAPER, FIXED)},
         **details,

@@ -15,7 +15,13 @@ from ..model.intensity import IntensityNormalizer, NormalizedVolume
 from ..model.unet import GalipGenerator, GalipTarget, load_generator
 from ..version import DISCLAIMER, __version__
 from . import reliability as trust
-from .slices import PRECISIONS, foreground_box, resize_slices, translate_to_targets
+from .slices import (
+    PRECISIONS,
+    foreground_box,
+    precision_in_words,
+    resize_slices,
+    translate_to_targets,
+)
 from .translation import Translation
 
 if TYPE_CHECKING:
@@ -61,6 +67,9 @@ class GalipPipeline:
     translation = pipe("scan.nii.gz", target="T2")
     translation.save("t2.nii.gz")
     ```
+
+    The model is moved to `device` and converted to float32, whatever its weights were saved as; `precision`
+    says what is computed in.
     """
 
     def __init__(
@@ -75,7 +84,7 @@ class GalipPipeline:
         if precision not in PRECISIONS:
             raise GalipError(f"precision is {precision!r}; expected one of {', '.join(PRECISIONS)}")
         try:
-            self.model = model.to(torch.device(device)).eval()
+            self.model = model.to(device=torch.device(device), dtype=torch.float32).eval()
         except (RuntimeError, AssertionError) as error:
             raise GalipError(f"device {device}: not usable ({str(error).splitlines()[0]})") from None
         self.processor = processor
@@ -283,6 +292,7 @@ class GalipPipeline:
             "settings": {
                 "device": str(self.model.device),
                 "precision": self.precision,
+                "arithmetic": precision_in_words(self.model.device, self.precision),
                 "batch_size": settings.batch_size,
                 "crop": settings.crop,
                 "resample": settings.resample,

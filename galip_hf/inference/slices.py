@@ -73,6 +73,20 @@ def _batches(
         yield chosen, [output[:, 0].float().cpu().numpy() for output in outputs]
 
 
+def precision_in_words(device: torch.device, precision: str) -> str:
+    """The arithmetic that `precision` really means on a device, for reports: TF32 is not float32."""
+    dtype = PRECISIONS[precision]
+    if dtype is not None:
+        return f"{str(dtype).removeprefix('torch.')} under autocast; weights and norms float32"
+    reduced = []
+    if device.type == "cuda" and torch.backends.cudnn.allow_tf32:
+        reduced.append("convolutions")
+    if torch.get_float32_matmul_precision() != "highest":
+        reduced.append("matrix products")
+    kind = "TF32" if device.type == "cuda" else "TF32 or bfloat16"
+    return f"float32, with {kind} in {' and '.join(reduced)}" if reduced else "float32"
+
+
 def _autocast(device: torch.device, precision: str) -> AbstractContextManager[object]:
     if precision not in PRECISIONS:
         raise GalipError(f"precision is {precision!r}; expected one of {', '.join(PRECISIONS)}")
@@ -112,13 +126,18 @@ def resize_slices(slices: np.ndarray, height: int, width: int) -> np.ndarray:
 
 
 def translate_slices(
-    model: GalipGenerator, slices: np.ndarray, target_domain: str, batch_size: int = 4
+    model: GalipGenerator,
+    slices: np.ndarray,
+    target_domain: str,
+    batch_size: int = 4,
+    precision: str = "fp32",
 ) -> np.ndarray:
     """Translate (S, H, W) slices in model space, empty ones too; the same shape, float32."""
     with torch.inference_mode():
         targets = [model.prepare_target(target_domain)]
     translated = np.empty(slices.shape, np.float32)
-    for chosen, (output,) in _batches(model, slices, np.arange(len(slices)), targets, batch_size, "fp32"):
+    rows = np.arange(len(slices))
+    for chosen, (output,) in _batches(model, slices, rows, targets, batch_size, precision):
         translated[chosen] = output
     return translated
 
@@ -127,6 +146,7 @@ __all__ = [
     "PRECISIONS",
     "foreground_box",
     "occupied",
+    "precision_in_words",
     "resize_slices",
     "translate_slices",
     "translate_to_targets",
