@@ -25,7 +25,7 @@ from galip_hf.clip.tiny_clip import build_tiny_clip
 from galip_hf.data.streamed_dataset import StreamedSlices, open_stream
 from galip_hf.data.table import SubjectVolume, load_table, write_table
 from galip_hf.data.unpaired_dataset import UnpairedSlices
-from galip_hf.model.configuration_galip import IXI_DOMAINS
+from galip_hf.model.domains import IXI_DOMAINS
 from galip_hf.training.trainer import GalipTrainer
 from galip_hf.training.training_args import GalipTrainingArguments
 

@@ -9,7 +9,7 @@ import numpy as np
 from ..data import phantom
 from ..data.phantom_table import phantom_subject_seed
 from ..files import atomic_write
-from ..model.configuration_galip import IXI_DOMAINS
+from ..model.domains import IXI_DOMAINS
 from ..model.intensity import IntensityNormalizer
 from .tiny_clip import build_tiny_clip, train_tiny_clip
 

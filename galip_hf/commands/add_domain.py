@@ -37,7 +37,7 @@ def add_parser(commands: Any) -> None:
 def _add_domain(arguments: argparse.Namespace) -> None:
     from ..clip.backbone import ClipBackbone
     from ..files import atomic_write
-    from ..model.configuration_galip import DEFAULT_RULES
+    from ..model.domains import DEFAULT_RULES
     from ..model.image_processing_galip import GalipImageProcessor
     from ..model.modeling_galip import GalipForImageTranslation
     from ..training.add_domain import add_domain

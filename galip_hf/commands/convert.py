@@ -52,7 +52,7 @@ def _names(text: str, option: str) -> list[str]:
 
 def _domains_of(arguments: argparse.Namespace, count: int) -> list[dict]:
     """The domains of a converted model, from the command line."""
-    from ..model.configuration_galip import DEFAULT_RULES
+    from ..model.domains import DEFAULT_RULES
 
     names = _names(arguments.domains, "--domains")
     if len(names) != count:

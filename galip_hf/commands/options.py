@@ -20,7 +20,7 @@ def parse_intensity(text: str, option: str) -> dict[str, Any]:
     Raises:
         GalipError: another form, or values that `validate_intensity_rule` refuses.
     """
-    from ..model.configuration_galip import validate_intensity_rule
+    from ..model.domains import validate_intensity_rule
 
     kind, *bounds = text.split(":")
     try:

@@ -116,7 +116,7 @@ def _source(arguments: argparse.Namespace) -> "Source":
 
 
 def _rules(options: list[str], domains: tuple[str, ...]) -> dict[str, dict[str, Any]]:
-    from ..model.configuration_galip import DEFAULT_RULES
+    from ..model.domains import DEFAULT_RULES
 
     rules = {name: DEFAULT_RULES["CT" if name.upper() == "CT" else "MR"] for name in domains}
     for option in options:

@@ -10,7 +10,7 @@ from pathlib import Path
 import datasets
 import numpy as np
 
-from ..model.configuration_galip import MR_PERCENTILE
+from ..model.domains import MR_PERCENTILE
 from ..model.errors import GalipError
 from .readers import SUFFIXES, read_volume
 from .table import SliceReader, domain_rows

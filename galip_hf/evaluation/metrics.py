@@ -18,7 +18,7 @@ import numpy as np
 from scipy import ndimage
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
-from ..model.configuration_galip import MR_PERCENTILE
+from ..model.domains import MR_PERCENTILE
 from ..model.errors import GalipError
 
 SSIM_WINDOW = 11  # pixels: what scikit-image derives from sigma 1.5 (truncated at 3.5 sigma)

@@ -5,43 +5,25 @@ CLIP", MIDL 2025, PMLR 301:748-762.
 """
 
 import copy
+import difflib
 import itertools
-import math
+import logging
 import os
-import re
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any, Literal
 
+import transformers
 from huggingface_hub.dataclasses import strict
 from huggingface_hub.errors import StrictDataclassError
+from packaging.version import InvalidVersion, Version
 from transformers import PreTrainedConfig
 
+from .domains import IXI_DOMAINS, readable_json, validate_domains
 from .errors import GalipError
 
-MODALITIES = ("MR", "CT")
+logger = logging.getLogger(__name__)
 
 # A configuration is data from anywhere: more than this is refused before anything of that size is allocated.
 MAX_PARAMETERS = 1_000_000_000
-
-# MR units are arbitrary: this percentile of a volume is what 1 in model space, and in a metric, stands for.
-MR_PERCENTILE = 99.5
-# The intensity rule of a domain for which none is stated.
-DEFAULT_RULES: dict[str, dict[str, Any]] = {
-    "MR": {"rule": "percentile", "lower": 0.0, "upper": MR_PERCENTILE},
-    "CT": {"rule": "window", "lower": -1000.0, "upper": 1000.0},
-}
-
-# The paper's IXI prompts, verbatim: the method is sensitive to the wording.
-IXI_DOMAINS: tuple[dict[str, Any], ...] = tuple(
-    {
-        "name": name,
-        "prompt": f"this MRI is {name}-weighted",
-        "modality": "MR",
-        "intensity": DEFAULT_RULES["MR"],
-    }
-    for name in ("T1", "T2", "PD")
-)
 
 # Keys that transformers itself writes into, or passes with, a configuration.
 _KEYS_OF_TRANSFORMERS = {
@@ -84,90 +66,20 @@ _TYPES_OF_TRANSFORMERS = {
 }
 
 
-def _is_number(value: object) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
-
-
-def validate_intensity_rule(rule: Any, where: str) -> None:
-    """Check one domain's intensity rule.
-
-    The rules are `{"rule": "percentile", "lower": P, "upper": Q}` (percentiles of the volume,
-    0 <= P < Q <= 100), `{"rule": "window", "lower": A, "upper": B}` (the file's units, HU for CT, A < B) and
-    `{"rule": "none"}` (values are in [0, 1] already).
-
-    Raises:
-        GalipError: naming `where` and what does not fit.
-    """
-    keys = {"percentile": {"rule", "lower", "upper"}, "window": {"rule", "lower", "upper"}, "none": {"rule"}}
-    if not isinstance(rule, dict) or rule.get("rule") not in list(keys):  # a list: it may be unhashable
-        raise GalipError(
-            f"{where}: intensity is {rule!r}; expected a dict with 'rule' one of {', '.join(keys)}"
-        )
-    if set(rule) != keys[rule["rule"]]:
-        raise GalipError(
-            f"{where}: intensity rule {rule['rule']!r} has keys {sorted(rule)}; "
-            f"expected {sorted(keys[rule['rule']])}"
-        )
-    if rule["rule"] == "none":
-        return
-    lower, upper = rule["lower"], rule["upper"]
-    if not (_is_number(lower) and _is_number(upper) and lower < upper):
-        raise GalipError(
-            f"{where}: intensity window is {lower!r}..{upper!r}; expected two finite numbers, lower < upper"
-        )
-    if rule["rule"] == "percentile" and not (lower >= 0 and upper <= 100):
-        raise GalipError(f"{where}: percentiles are {lower}..{upper}; expected 0 <= lower < upper <= 100")
-
-
-@contextmanager
-def readable_json(where: str) -> Iterator[None]:
-    """Around the reading of a file by transformers; GalipError for what is no JSON object."""
+def _is_newer(version: object) -> bool:
+    """Whether a version of transformers is newer than the installed one; False for what is no version."""
     try:
-        yield
-    except GalipError:
-        raise
-    except (TypeError, AttributeError, KeyError, ValueError, RecursionError) as error:
-        raise GalipError(
-            f"{where}: not readable ({type(error).__name__}: {str(error)[:100]}); expected a JSON object"
-        ) from None
-
-
-def validate_domains(domains: Any) -> None:
-    """Check a list of domains (`name`, `prompt`, `modality`, `intensity`); GalipError at the first fault."""
-    if not isinstance(domains, (list, tuple)) or not domains:
-        raise GalipError(f"domains: found {domains!r}; expected a list of at least one domain")
-    expected = {"name", "prompt", "modality", "intensity"}
-    for index, domain in enumerate(domains):
-        where = f"domains[{index}]"
-        if not isinstance(domain, dict) or set(domain) != expected:
-            found = sorted(domain) if isinstance(domain, dict) else domain
-            raise GalipError(
-                f"{where}: found {found!r}; expected a dict with exactly the keys {sorted(expected)}"
-            )
-        for key in ("name", "prompt"):
-            if not isinstance(domain[key], str) or not domain[key].strip():
-                raise GalipError(f"{where}: {key} is {domain[key]!r}; expected a non-empty string")
-        # Names become parts of file names and of lists with commas.
-        if re.search(r"[/\\,\x00-\x1f]", domain["name"]):
-            raise GalipError(
-                f"{where}: name is {domain['name']!r}; expected neither slash, backslash, comma nor control "
-                "character"
-            )
-        if domain["modality"] not in MODALITIES:
-            raise GalipError(
-                f"{where}: modality is {domain['modality']!r}; expected one of {', '.join(MODALITIES)}"
-            )
-        validate_intensity_rule(domain["intensity"], where)
-    names = [domain["name"] for domain in domains]
-    if len(set(names)) != len(names):
-        raise GalipError(f"domains: names {names} are not distinct; give each domain its own name")
+        return Version(str(version)) > Version(transformers.__version__)
+    except InvalidVersion:
+        return False
 
 
 @strict
 class GalipConfig(PreTrainedConfig):
     """Architecture, domains and prompts of a `GalipForImageTranslation`.
 
-    An unknown or misspelt key is an error, from Python and from `config.json`.
+    An unknown or misspelt key is an error, from Python and from `config.json`; only keys that a newer
+    transformers wrote into a file are left out, with a warning.
 
     Args:
         base_channels: width of the first level; level i has `base_channels * channel_multipliers[i]`
@@ -265,8 +177,9 @@ class GalipConfig(PreTrainedConfig):
     def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
         """As in `PreTrainedConfig`, but overrides are validated and unused keyword arguments are an error."""
         wants_unused = kwargs.pop("return_unused_kwargs", False)
+        known_values = cls._without_keys_of_newer_transformers(config_dict)
         try:
-            config, unused = super().from_dict(config_dict, return_unused_kwargs=True, **kwargs)
+            config, unused = super().from_dict(known_values, return_unused_kwargs=True, **kwargs)
             config.validate()
         except TypeError as error:  # a key that is a parameter's name, such as self
             raise GalipError(f"GalipConfig: {' '.join(str(error).split())}") from None
@@ -283,6 +196,24 @@ class GalipConfig(PreTrainedConfig):
                 f"known keys: {', '.join(cls._own_keys())}"
             )
         return config
+
+    @classmethod
+    def _without_keys_of_newer_transformers(cls, values: dict[str, Any]) -> dict[str, Any]:
+        """Leave out, with a warning, keys that a transformers newer than the installed one wrote.
+
+        A key that resembles one of ours is not left out: it is misspelt, and refused like any unknown key.
+        """
+        known = {*cls._own_keys(), *_KEYS_OF_TRANSFORMERS, *cls.__dataclass_fields__}
+        unknown = [key for key in values if key not in known]
+        if not unknown or not _is_newer(values.get("transformers_version")):
+            return values
+        dropped = [key for key in unknown if not difflib.get_close_matches(str(key), cls._own_keys())]
+        if dropped:
+            logger.warning(
+                "config.json: written by transformers %s, newer than the installed %s; left out: %s",
+                values["transformers_version"], transformers.__version__, ", ".join(map(str, dropped)),
+            )  # fmt: skip
+        return {key: value for key, value in values.items() if key not in dropped}
 
     def validate_architecture(self) -> None:
         """Cross-check the fields; called by `strict` at construction, load and save."""
@@ -431,11 +362,4 @@ class GalipConfig(PreTrainedConfig):
         return self.domain_names.index(name)
 
 
-__all__ = [
-    "DEFAULT_RULES",
-    "IXI_DOMAINS",
-    "MR_PERCENTILE",
-    "GalipConfig",
-    "validate_domains",
-    "validate_intensity_rule",
-]
+__all__ = ["GalipConfig"]

@@ -7,7 +7,8 @@ import numpy as np
 from transformers import BatchFeature
 from transformers.image_processing_utils import BaseImageProcessor
 
-from .configuration_galip import GalipConfig, readable_json
+from .configuration_galip import GalipConfig
+from .domains import readable_json
 from .errors import GalipError
 from .intensity import IntensityNormalizer, normalize, real_array
 

@@ -19,8 +19,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from .configuration_galip import readable_json, validate_domains, validate_intensity_rule
 from .domain_statistics import DomainStatistics
+from .domains import readable_json, validate_domains, validate_intensity_rule
 from .errors import GalipError
 
 # With the rule "none", how far a value may stray from [0, 1]: room for interpolation, not for units.

@@ -19,8 +19,9 @@ from galip_hf.data.input_statistics import (
 )
 from galip_hf.data.phantom_table import PhantomRecipe, phantom_volumes
 from galip_hf.inference import reliability
-from galip_hf.model.configuration_galip import IXI_DOMAINS, GalipConfig
+from galip_hf.model.configuration_galip import GalipConfig
 from galip_hf.model.domain_statistics import SHAPE, DomainStatistics
+from galip_hf.model.domains import IXI_DOMAINS
 
 ROOT = Path(__file__).resolve().parents[2]
 PROCESSOR = GalipImageProcessor(domains=list(IXI_DOMAINS))

@@ -22,8 +22,8 @@ DOCUMENTATION = (Path(__file__).parents[2] / "docs" / "hub.md").read_text(encodi
 MODULES = {
     "configuration_galip.py",
     "domain_statistics.py",
+    "domains.py",
     "errors.py",
-    "group_norm.py",
     "image_processing_galip.py",
     "intensity.py",
     "modeling_galip.py",
@@ -180,8 +180,10 @@ def test_identical_output_without_the_package(
     run_without_the_package(offline, home, HF_HUB_OFFLINE="1", HF_ENDPOINT=hub.url)
     expected = expected_output(directory, image)
     assert np.abs(expected).max() > 0.1
-    for name in ("a.npy", "b.npy", "c.npy", "d.npy", "e.npy"):
+    for name in ("a.npy", "b.npy", "c.npy", "d.npy"):
         assert np.array_equal(np.load(tmp_path / name), expected), name
+    # The documentation's code records gradients: equal to rounding.
+    np.testing.assert_allclose(np.load(tmp_path / "e.npy"), expected, rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize("trust", [None, True])

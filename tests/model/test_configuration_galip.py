@@ -11,7 +11,7 @@ from huggingface_hub.errors import StrictDataclassFieldValidationError
 from transformers import AutoConfig
 
 from galip_hf import GalipConfig, GalipError, GalipForImageTranslation
-from galip_hf.model.configuration_galip import validate_domains, validate_intensity_rule
+from galip_hf.model.domains import validate_domains, validate_intensity_rule
 
 
 def assert_one_line(error: BaseException) -> None:
@@ -245,3 +245,31 @@ def test_a_model_too_large_is_refused_before_it_is_built() -> None:
     with pytest.raises(GalipError, match="parameters and prompt states; expected at most") as caught:
         tiny_config(base_channels=1024, channel_multipliers=[1, 8, 8], norm_groups=4)
     assert_one_line(caught.value)
+
+
+def newer_file(folder: Path, version: str, **keys: Any) -> Path:
+    tiny_config().save_pretrained(folder)
+    path = folder / "config.json"
+    values = {**json.loads(path.read_text()), "transformers_version": version, **keys}
+    path.write_text(json.dumps(values))
+    return folder
+
+
+def test_keys_of_a_newer_transformers_are_left_out(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    folder = newer_file(tmp_path, "99.0.0", kernel_backend="fast", tensor_layout={"a": 1})
+    with caplog.at_level("WARNING"):
+        config = GalipConfig.from_pretrained(folder)
+    assert config.own_values() == tiny_config().own_values()
+    assert "transformers 99.0.0, newer than" in caplog.text and "kernel_backend, tensor_layout" in caplog.text
+    assert not hasattr(config, "kernel_backend")
+
+
+@pytest.mark.parametrize(
+    ("version", "key"),
+    [("99.0.0", "base_chanels"), ("99.0.0", "channel_multiplier"), ("5.0.0", "kernel_backend"), ("x", "new")],
+)
+def test_misspelt_keys_and_those_of_known_versions_are_refused(
+    tmp_path: Path, version: str, key: str
+) -> None:
+    with pytest.raises(GalipError, match=f"unknown key '{key}'"):
+        GalipConfig.from_pretrained(newer_file(tmp_path, version, **{key: 3}))
