@@ -9,7 +9,8 @@ from conftest import filled_model, tiny_config
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from galip_hf import GalipError, GalipForImageTranslation
-from galip_hf.inference.slices import occupied, translate_slices
+from galip_hf.foreground import above_air
+from galip_hf.inference.slices import CROP_MULTIPLE, foreground_box, translate_slices
 from galip_hf.model.unet_blocks import GalipResidualBlock, GalipSpatialTransformer
 
 
@@ -55,9 +56,26 @@ def test_unknown_domain(model: GalipForImageTranslation, slices: np.ndarray) -> 
 def test_noise_alone_is_air() -> None:
     rng = np.random.default_rng(0)
     slices = np.hypot(*(0.018 * rng.standard_normal((2, 3, 64, 64)))).astype(np.float32)
-    assert slices.max() > 0.06 and not occupied(slices).any()
-    slices[1, 20, 30] = 0.5  # one bright pixel is something
-    assert np.any(occupied(slices), axis=(1, 2)).tolist() == [False, True, False]
+    slices[1, 20:24, 30:34] = 0.3  # a little of a body on one slice
+    assert slices[0].max() > 0.06
+    assert np.any(above_air(slices), axis=(1, 2)).tolist() == [False, True, False]
+
+
+@pytest.mark.parametrize("start", [0, 40])
+@pytest.mark.parametrize(("extent", "expected"), [(32, 32), (33, 64), (64, 64), (65, 96)])
+@pytest.mark.parametrize("axis", [0, 1])
+def test_the_box_holds_the_whole_foreground(axis: int, extent: int, expected: int, start: int) -> None:
+    """Rows and columns alike, on both sides of a multiple of 32; the other side of the slice is 20 pixels."""
+    slices = np.zeros((2, 128, 128), np.float32)
+    region: list[slice] = [slice(50, 70), slice(50, 70)]
+    region[axis] = slice(start, start + extent)
+    slices[1, region[0], region[1]] = 0.08  # too dim for the smoothing to carry it across its edges
+    foreground = np.any(above_air(slices), axis=0)
+    assert foreground.any(axis=1 - axis).sum() == extent
+    box = foreground_box(slices)
+    assert foreground[box].sum() == foreground.sum()
+    lengths = [part.stop - part.start for part in box]
+    assert lengths[axis] == expected and lengths[1 - axis] == CROP_MULTIPLE
 
 
 def test_translations_are_computed_in_channels_last(model: GalipForImageTranslation) -> None:
