@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from ..model.errors import GalipError
 
 if TYPE_CHECKING:
-    from ..training.recipe import Recipe
+    from ..hub.card_rendering import CardFacts
 
 
 def add_parser(commands: Any) -> None:
@@ -46,21 +46,21 @@ def _card(arguments: argparse.Namespace) -> int:
 
 def _write(arguments: argparse.Namespace, source: Path, is_recipe: bool) -> int:
     from ..files import atomic_write
-    from ..hub.card import evidence, model_card
+    from ..hub.card import evidence, model_card, read_card, updated_card
     from ..hub.model_directory import CARD
 
-    if arguments.report:
-        _take_report(Path(arguments.report), source)
     path = Path(arguments.output) if is_recipe else source / CARD
     if is_recipe:
-        text = planned_card(source, path, arguments.license)
+        text = str(updated_card(read_card(path), planned_facts(source), arguments.license))
     else:
+        if arguments.report:
+            _take_report(Path(arguments.report), source)
         text = model_card(source, repo=arguments.repo, license=arguments.license)
     with atomic_write(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
     print(path)
     if not is_recipe and (files := evidence(source)):
-        print(f"pushed with it, so look whether they may be: {', '.join(files)}")
+        print(f"a push publishes these files too, so check their content: {', '.join(files)}")
     return _check(source, path if is_recipe else None)
 
 
@@ -82,9 +82,15 @@ def _take_report(report: Path, directory: Path) -> None:
 
 
 def _check(source: Path, planned: Path | None) -> int:
-    from ..hub.card_check import check_card
+    from ..hub.card import parse_card
+    from ..hub.card_check import card_faults, check_card
+    from ..hub.model_directory import read_text
 
-    faults = check_planned_card(source, planned) if planned else check_card(source)
+    if planned is None:
+        faults = check_card(source)
+    else:
+        card = parse_card(read_text(planned), str(planned))
+        faults = card_faults(card, planned_facts(source), str(planned))
     for fault in faults:
         print(fault)
     if not faults:
@@ -92,64 +98,17 @@ def _check(source: Path, planned: Path | None) -> int:
     return 1 if faults else 0
 
 
-# The card of a model that a recipe would make
-
-
-def planned_card(recipe_path: str | Path, path: str | Path, license: str | None = None) -> str:
-    """The card of a model that a recipe would make: marked as without weights, and without any score.
-
-    Args:
-        recipe_path: the recipe.
-        path: of the card, whose text written by hand is kept if it is there.
-        license: as in `model_card`.
+def planned_facts(recipe_path: Path) -> "CardFacts":
+    """What a recipe says for the card of the model that it would train: nothing that is measured.
 
     Raises:
-        GalipError: the recipe or the card cannot be read.
+        GalipError: the recipe cannot be read.
     """
-    from ..hub.card import merged_text, parse_card
-    from ..hub.card_rendering import render_card
-    from ..hub.model_directory import read_text
+    from ..hub.card_rendering import CardFacts
     from ..model.configuration_galip import GalipConfig
     from ..training.recipe import load_recipe
-
-    path, recipe_path = Path(path), Path(recipe_path)
-    base = parse_card(read_text(path), str(path)) if path.is_file() else None
-    if base is not None and license is not None:
-        base.data.license = license
-    recipe = load_recipe(recipe_path)
-    config = GalipConfig.from_dict(recipe.model)
-    fresh = render_card(config, base, license, plan=_plan(recipe, recipe_path.name))
-    return merged_text(base, fresh, ())
-
-
-def _plan(recipe: "Recipe", name: str) -> dict[str, Any]:
     from ..training.run_facts import recipe_facts
 
-    facts = recipe_facts(recipe, None)
-    return {
-        "recipe": name,
-        "data": facts["data"]["description"],
-        "clip": facts["clip"],
-        "settings": recipe.training.to_dict(),
-    }
-
-
-def check_planned_card(recipe_path: str | Path, path: str | Path) -> list[str]:
-    """What is wrong with the card of a model without weights: scores, sections the recipe does not give.
-
-    Raises:
-        GalipError: the recipe or the card cannot be read.
-    """
-    from ..hub.card import parse_card
-    from ..hub.card_check import scores_by_hand
-    from ..hub.model_directory import read_text
-
-    path = Path(path)
-    card = parse_card(read_text(path), str(path))
-    faults = [
-        f"{path}, text by hand: {number}, but there are no weights; a quotation links to its source"
-        for number in scores_by_hand(card.text)
-    ]
-    if str(card).rstrip() != planned_card(recipe_path, path).rstrip():
-        faults.append(f"{path}: not what {recipe_path} gives; write it again (galip-hf card)")
-    return faults
+    recipe = load_recipe(recipe_path)
+    training = {**recipe_facts(recipe, None), "settings": recipe.training.to_dict()}
+    return CardFacts(GalipConfig.from_dict(recipe.model), training, recipe=recipe_path.name)

@@ -67,10 +67,10 @@ def push_model_directory(
     """Push a model directory in one commit; without a change there is none, and the last is returned.
 
     Pushed are config.json, the weights (safetensors only), preprocessor_config.json, the card and what it
-    rests upon (`cards.evidence`: report.json, training.json, pictures) and, with `with_code`, the code;
+    rests upon (`evidence`: report.json, training.json, pictures) and, with `with_code`, the code;
     nothing else in the directory is.
 
-    The card is made anew from the files (`cards.model_card`). What people wrote in it stays: in the
+    The card is generated again from the files (`model_card`). What people wrote in it stays: in the
     directory's README.md where somebody edited it, else in the repository's.
 
     Args:
@@ -107,12 +107,11 @@ def push_model_directory(
             api.create_branch(repo, branch=revision, exist_ok=True)
         parent = api.model_info(repo, revision=revision).sha
         pushed_card = _pushed_card(repo, card, parent, token)
-        loading = {"subfolder": subfolder, "variant": variant}
         files[card] = _checked_card(
             directory,
             repo=repo,
             pushed=pushed_card,
-            loading={name: value for name, value in loading.items() if value},
+            loading={"subfolder": subfolder, "variant": variant},
             has_code=with_code,
             tags=card_tags,
         ).encode()
@@ -195,7 +194,7 @@ def _with_auto_map(path: Path, auto_map: dict[str, str]) -> bytes:
 
 
 def _checked_card(directory: Path, **options: Any) -> str:
-    """`cards.model_card`, every number of which is in the directory's report."""
+    """`model_card`; an error where a score in it is not in the directory's report."""
     text = model_card(directory, **options)
     if faults := check_card(directory, text):
         more = f" (and {len(faults) - 1} more, see galip-hf card --check)" if len(faults) > 1 else ""

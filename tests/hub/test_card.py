@@ -96,12 +96,15 @@ def test_scores_are_those_of_the_report(scored: Path, report: Path) -> None:
     low, high = cell["psnr_ci95"]
     row = [f"{cell['psnr']:.2f} [{low:.2f}, {high:.2f}]", f"{cell['ssim']:.3f}", f"{cell['mae']:.4g}"]
     assert f"| T1->CT | 2 | {' | '.join(row)} |" in text
-    assert values["protocols"]["paper"]["description"] in text and "Protocol `fixed`, version 2" in text
+    version = values["protocols"]["fixed"]["version"]
+    assert values["protocols"]["paper"]["description"] in text
+    assert f"Protocol `fixed`, version {version}, region `masked`" in text
     assert values["provenance"]["split_hash"] in text and "`pelvis`, split `test`" in text
     card = ModelCard(text)
     results = card.data.eval_results
     assert results is not None and len(results) == 6 * 3 * 3  # directions, regions, measures
-    (found,) = [r for r in results if r.metric_name.startswith("PSNR (dB) T1->CT, protocol fixed v2, masked")]
+    name = f"PSNR (dB) T1->CT, protocol fixed v{version}, masked"
+    (found,) = [result for result in results if result.metric_name.startswith(name)]
     assert found.metric_value == round(cell["psnr"], 4) and found.dataset_name == "pelvis"
     assert card.data.license == "apache-2.0" and "Licence of the weights: apache-2.0" in text
     shown = re.findall(r"!\[[^\]]*\]\(([^)]*)\)", text)
@@ -232,12 +235,21 @@ def test_a_card_by_others_gets_our_sections(scored: Path) -> None:
     assert metadata(text)["pipeline_tag"] == "image-to-image"
 
 
+def test_front_matter_with_one_tag_and_empty_keys(scored: Path) -> None:
+    (scored / "README.md").write_text("---\ntags: mine\ndatasets:\nlicense:\n---\nText.\n", encoding="utf-8")
+    assert main(["card", str(scored)]) == 0
+    values = metadata(text_of(scored))
+    assert values["tags"][:2] == ["mine", "galip"] and not {"datasets", "license"} & set(values)
+    assert "Licence of the weights: not stated" in text_of(scored)
+
+
 @pytest.mark.parametrize(
     ("old", "new", "said"),
     [
         ("<!-- galip-hf: end model -->", "", "'begin use'|'end use'|do not pair up"),
         ("<!-- galip-hf: begin use -->", "<!-- galip-hf: begin model -->", "do not pair up"),
         ("---\n", "---\n[: not yaml\n", "front matter is not readable"),
+        ("tags:\n", "tags: 5\nothers:\n", "front matter is not readable"),
     ],
 )
 def test_broken_cards_are_refused_and_left_alone(
@@ -273,14 +285,27 @@ def test_a_number_that_was_not_measured_is_named(
     original = text_of(scored)
     better = f"{psnr + 70:.2f}"
     cases = [
-        (f"| {psnr:.2f} [", f"| {better} [", f"section evaluation: {better} is in no report.json"),
-        (f"value: {round(psnr, 4)}", "value: 93.1234", "model-index: 93.1234 is in no report.json"),
+        (f"| {psnr:.2f} [", f"| {better} [", "section evaluation: not what the files beside it give"),
+        (f"value: {round(psnr, 4)}", "value: 93.1234", "model-index: not what the files beside it give"),
+        ("## Training", f"It reaches {better} dB.\n\n## Training", f"{better} is in no report.json"),
+        ("## Training", f"It reaches {better}dB.\n\n## Training", f"{better} is in no report.json"),
+        ("## Training", "An SSIM of 0.9991!\n\n## Training", "text by hand: 0.9991 is in no report.json"),
+        ("## Training", "| PSNR |\n|---|\n| 61.25 |\n\n## Training", "61.25 is in no report.json"),
         (
             "## Training",
-            f"It reaches {better} dB.\n\n## Training",
-            f"text by hand: {better} is in no report.json",
+            f"PSNR of [{better}](panels/x.png).\n\n## Training",
+            f"{better} is in no report.json",
         ),
-        ("## Training", "An SSIM of 0.9991!\n\n## Training", "text by hand: 0.9991 is in no report.json"),
+        (
+            "<!-- galip-hf: end use -->",
+            "PSNR: 61.25\n<!-- galip-hf: end use -->",
+            "61.25 is in no report.json",
+        ),
+        (
+            "## Training",
+            "<!-- galip-hf: begin mine -->\nPSNR: 61.25\n<!-- galip-hf: end mine -->\n\n## Training",
+            "61.25 is in no report.json",
+        ),
     ]
     for old, new, said in cases:
         replaced(scored, old, new)
