@@ -2,8 +2,8 @@
 
 python examples/make_phantom_model.py [--keep-weights] [key=value ...]
 
-Interrupted, it goes on from the last checkpoint in the recipe's output_dir. --keep-weights trains nothing: it
-scores the model that is there and writes its card again.
+Interrupted, it goes on from the last checkpoint in the recipe's output_dir. With --keep-weights it does not
+train: it measures the input statistics of the training slices again, scores the model and writes its card.
 """
 
 import argparse
@@ -16,13 +16,14 @@ from pathlib import Path
 
 from demo import save_figure, test_subjects
 
-from galip_hf import GalipError, GalipForImageTranslation, GalipImageProcessor
+from galip_hf import GalipConfig, GalipError, GalipForImageTranslation, GalipImageProcessor
 from galip_hf.cli import main as galip_hf
 from galip_hf.data import phantom
+from galip_hf.data.input_statistics import measure_statistics
 from galip_hf.data.phantom_table import phantom_subject_seed, phantom_volumes
 from galip_hf.data.table import SubjectVolume, write_table
 from galip_hf.training.recipe import Recipe, load_recipe
-from galip_hf.training.run_recipe import run_recipe
+from galip_hf.training.run_recipe import prepare_table, run_recipe
 
 EXAMPLES = Path(__file__).resolve().parent
 TARGET = Path("examples", "phantom_model")  # from the repository's root: card and report name it
@@ -42,6 +43,15 @@ def evaluation_volumes(recipe: Recipe, processor: GalipImageProcessor) -> Iterat
         name = f"phantom-{phantom_subject_seed('test', index, seed)}"
         for contrast, volume in subject.items():
             yield SubjectVolume(volume, contrast, name, "test")
+
+
+def measure_input_statistics(recipe: Recipe, directory: Path) -> None:
+    """Measure the statistics of the training slices again, into the processor beside the weights."""
+    processor = GalipImageProcessor.from_pretrained(directory)
+    config = GalipConfig.from_pretrained(directory)
+    table = prepare_table(recipe, config)
+    processor.set_statistics(measure_statistics(table["train"], config.domain_names))
+    processor.save_pretrained(directory)
 
 
 def run(*arguments: object) -> None:
@@ -89,6 +99,8 @@ def main() -> int:
             for path in (recipe.training.output_path / "model").iterdir():
                 shutil.copy(path, TARGET)  # the card's text by hand stays
             (TARGET / "report.json").unlink(missing_ok=True)  # of the weights before
+        else:
+            measure_input_statistics(recipe, TARGET)
         score_and_describe(recipe, TARGET)
     except GalipError as error:
         print(f"make_phantom_model.py: {error}", file=sys.stderr)

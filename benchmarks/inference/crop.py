@@ -17,7 +17,8 @@ from galip_hf.data import phantom
 from galip_hf.data.phantom_table import phantom_subject_seed
 from galip_hf.evaluation.metrics import fixed_scores
 from galip_hf.files import write_report
-from galip_hf.inference.slices import EMPTY_LEVEL, foreground_box
+from galip_hf.foreground import above_air
+from galip_hf.inference.slices import foreground_box
 
 MODEL = Path(__file__).resolve().parents[2] / "examples" / "phantom_model"
 
@@ -55,7 +56,7 @@ def main() -> None:
         lower, upper = found[True].report["source_window"]
         slices = (scan - lower) / (upper - lower)
         difference = np.abs(found[True].array - found[False].array) / (upper - lower)
-        differences.append(float(difference[slices > EMPTY_LEVEL].mean()))
+        differences.append(float(difference[above_air(slices)].mean()))
         scale = np.percentile(target, 99.5) / upper
         for crop, translation in found.items():
             psnr[crop].append(fixed_scores(translation.array * scale, target)["masked"].psnr)

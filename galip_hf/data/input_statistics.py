@@ -1,6 +1,6 @@
 """How much a scan looks like a domain's training slices: `DomainStatistics`, measured and compared with.
 
-Every foreground pixel is described by three numbers of model space: the mean of its near neighbourhood, and
+Every pixel of the body is described by three numbers of model space: the mean of its near neighbourhood, and
 mean and standard deviation of a wider one (Gaussian windows, within the slice). A joint histogram of them
 over all training slices says how often such a spot occurs; its negative logarithm says how strange a pixel of
 a new scan is. A mass, a void or another organ shows as brightness at a size that the domain does not have;
@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from scipy import ndimage
 
+from ..foreground import body_mask
 from ..model.domain_statistics import DEVIATION_EDGES, MEAN_EDGES, SHAPE, DomainStatistics
 from ..model.errors import GalipError
 
@@ -29,7 +30,6 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 NEAR, WIDE = 1.0, 3.0  # pixels: standard deviations of the windows
-FOREGROUND = 0.05  # of the wide mean
 STRANGEST = 0.1  # share of a slice's foreground pixels
 SLICE_QUANTILE = 0.9
 SMALLEST_FOREGROUND = 40  # pixels; a slice with fewer has no score
@@ -50,7 +50,7 @@ def find_spots(slices: np.ndarray) -> Spots:
         np.digitize(wide, MEAN_EDGES),
         np.digitize(deviation, DEVIATION_EDGES),
     )
-    return np.ravel_multi_index(parts, SHAPE), wide > FOREGROUND
+    return np.ravel_multi_index(parts, SHAPE), body_mask([slices])
 
 
 def count_spots(slices: np.ndarray) -> np.ndarray:

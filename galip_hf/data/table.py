@@ -27,15 +27,15 @@ import numpy as np
 from datasets.arrow_writer import ArrowWriter
 
 from ..files import atomic_write
+from ..foreground import above_air
 from ..model.errors import GalipError
 
 SPLITS = ("train", "validation", "test")
 COLUMNS = ("pixel_values", "domain", "subject", "slice")
 SUMMARY_NAME = "summary.json"
 
-# A slice is near-empty when less than MINIMUM_FOREGROUND of its pixels lie above FOREGROUND_LEVEL in model
-# space: air and noise stay below 5 % of the window in MR and CT; a cap of scalp under 2 % teaches nothing.
-FOREGROUND_LEVEL = 0.05
+# A slice is near-empty when less than this fraction of its pixels is more than air: a cap of scalp teaches
+# nothing.
 MINIMUM_FOREGROUND = 0.02
 
 # Normalised volumes average well below 1 (most voxels are inside [0, 1]); raw intensities or HU do not.
@@ -111,7 +111,7 @@ class _SplitWriters:
                 f"subject {volume.subject!r}, {volume.domain}: slices are {array.shape[1]}x{array.shape[2]}, "
                 f"earlier ones {self.size[0]}x{self.size[1]}; give image_size to crop or pad all to one size"
             )
-        foreground = (array > FOREGROUND_LEVEL).mean(axis=(1, 2))
+        foreground = above_air(array).mean(axis=(1, 2))
         constant = array.min(axis=(1, 2)) == array.max(axis=(1, 2))
         near_empty = foreground < self.minimum_foreground
         rows = np.flatnonzero(~near_empty & ~(constant & (self.minimum_foreground > 0)))
@@ -130,7 +130,7 @@ class _SplitWriters:
         if not self.minimum_foreground:
             return
         reasons = (
-            (f"near-empty (under {self.minimum_foreground:.0%} above {FOREGROUND_LEVEL})", near_empty),
+            (f"near-empty (under {self.minimum_foreground:.0%} is more than air)", near_empty),
             ("corrupt (one value everywhere)", constant & ~near_empty),
         )
         for reason, mask in reasons:
@@ -250,7 +250,6 @@ class _SplitWriters:
         return {
             "slice_shape": list(self.size or ()),
             "domains": self.domains,
-            "foreground_level": FOREGROUND_LEVEL,
             "minimum_foreground": self.minimum_foreground,
             "splits": splits,
             "excluded": self.excluded,
@@ -277,7 +276,7 @@ def write_table(
         directory: the folder to make.
         domains: domain names, in the order of the model's labels.
         image_size: centre-crop and zero-pad slices to (image_size, image_size); None keeps their (one) size.
-        minimum_foreground: slices with a smaller fraction of pixels above FOREGROUND_LEVEL are left out (and
+        minimum_foreground: slices with a smaller fraction of pixels above air are left out (and
             counted in the summary); 0 keeps every slice.
         overwrite: replace an existing table; a folder that is not a table is never replaced.
 

@@ -8,7 +8,8 @@ import numpy as np
 from tqdm import tqdm
 
 from ..figures import FigureRow, save_translation_figure
-from .metrics import FOREGROUND_FRACTION, slice_psnr
+from ..foreground import above_air
+from .metrics import slice_psnr
 
 PredictSlices = Callable[[int, str, str, slice], np.ndarray]
 
@@ -80,8 +81,7 @@ def save_cases(
 
 
 def _fullest_slice(volume: np.ndarray) -> slice:
-    foreground = (volume > FOREGROUND_FRACTION * volume.max()).sum(axis=(1, 2))
-    index = int(foreground.argmax())
+    index = int(above_air(volume).sum(axis=(1, 2)).argmax())
     return slice(index, index + 1)
 
 

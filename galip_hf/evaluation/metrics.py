@@ -15,16 +15,14 @@ from dataclasses import dataclass
 from typing import Literal, TypeVar
 
 import numpy as np
-from scipy import ndimage
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
+from ..foreground import body_mask
 from ..model.domains import MR_PERCENTILE
 from ..model.errors import GalipError
 
 SSIM_WINDOW = 11  # pixels: what scikit-image derives from sigma 1.5 (truncated at 3.5 sigma)
 PSNR_CEILING = 100.0  # dB; identical images would be infinite, which no mean and no JSON file can hold
-FOREGROUND_FRACTION = 0.01
-AIR = -1000.0  # HU
 
 Window = tuple[float, float]  # (lowest, highest) HU of a CT
 Value = TypeVar("Value")
@@ -53,15 +51,15 @@ PAPER = MetricProtocol(
 )
 FIXED = MetricProtocol(
     name="fixed",
-    version=2,  # 2: the foreground of CT is measured from air, whatever the window
+    version=3,  # 3: the mask is the body, told from air by the noise of each volume
     description=(
         "The prediction is not rescaled. MR: both sides divided by the target volume's 99.5th "
         "percentile; CT: both sides clipped to a fixed HU window. PSNR (dB, data range 1, at most 100) "
         "and MAE (fraction of that percentile; HU for CT) over all voxels of the region, SSIM (1 is "
         "identical; 2-D, Gaussian window sigma 1.5, no sample covariance) averaged over the region. "
-        "Regions: 'masked' is the target's foreground (above 1 % of its 99.5th percentile, for CT both "
-        "measured from -1000 HU; largest 3-D component, holes filled per slice), 'full' the whole volume "
-        "with background."
+        "Regions: 'masked' is the subject's body, one mask for all its contrasts (galip_hf.foreground: above "
+        "the level and noise of air, edge at half the step to tissue, closed and filled, largest 3-D "
+        "component; CT: above -500 HU), 'full' the whole volume with background."
     ),
 )
 
@@ -81,32 +79,6 @@ class Scores:
     ssim: float
     mae: float
     skipped_slices: int = 0
-
-
-def foreground_mask(target: np.ndarray, *, modality: Literal["MR", "CT"] = "MR") -> np.ndarray:
-    """Voxels of the body: above 1 % of the 99.5th percentile, largest 3-D component, holes filled per slice.
-
-    Args:
-        target: (S, H, W); MR with air near 0, CT in HU.
-        modality: "CT" measures both the voxels and the percentile from air at -1000 HU.
-
-    Returns:
-        (S, H, W) bool, at least one voxel True.
-
-    Raises:
-        GalipError: not a finite (S, H, W) volume, or its 99.5th percentile is not positive.
-    """
-    target = _volume("target", target).astype(np.float64, copy=False)
-    if modality == "CT":
-        target = target - AIR
-    labels, count = ndimage.label(
-        target > FOREGROUND_FRACTION * _reference_intensity(target)
-    )  # face neighbours
-    if count > 1:
-        sizes = np.bincount(labels.ravel())
-        sizes[0] = 0  # the background
-        labels = labels == sizes.argmax()
-    return np.stack([ndimage.binary_fill_holes(mask) for mask in labels.astype(bool)])
 
 
 def paper_scores(prediction: np.ndarray, target: np.ndarray) -> Scores:
@@ -145,7 +117,7 @@ class FixedTarget:
 
     Attributes:
         values: (S, H, W) float64 in units of the data range, which is 1.
-        mask: (S, H, W) bool, the foreground.
+        mask: (S, H, W) bool, the body.
         low, high: in the target's units, what 0 and 1 of `values` are.
         clipped: whether values outside are clipped (CT).
     """
@@ -200,7 +172,9 @@ def fixed_target(
         low, high = 0.0, _reference_intensity(target)
     else:
         raise GalipError(f"modality: got {modality!r}, expected 'MR' or 'CT'")
-    mask = foreground_mask(target, modality=modality) if mask is None else _checked_mask(mask, target.shape)
+    if mask is None:
+        mask = body_mask([], [target]) if modality == "CT" else body_mask([target])
+    mask = _checked_mask(mask, target.shape)
     return FixedTarget(_scaled(target, low, high, clip=modality == "CT"), mask, low, high, modality == "CT")
 
 
@@ -224,7 +198,7 @@ def fixed_scores(
         target: (S, H, W), registered with the prediction.
         modality: "MR" divides both sides by the target's 99.5th percentile, "CT" clips both to `window`.
         window: (lowest, highest) HU; for CT only, and then required.
-        mask: (S, H, W) bool foreground of the target, if already known; by default `foreground_mask`.
+        mask: (S, H, W) bool, the subject's body; by default `foreground.body_mask` of the target alone.
 
     Returns:
         {"masked": Scores, "full": Scores}; MAE as a fraction of that percentile for MR, in HU for CT.
@@ -245,7 +219,7 @@ def sharpness_ratio(prediction: np.ndarray, target: np.ndarray, mask: np.ndarray
 
     Args:
         prediction, target: (S, H, W), S any, H and W at least 2.
-        mask: (S, H, W) bool, the target's foreground.
+        mask: (S, H, W) bool, the subject's body.
     """
 
     def strength(side: np.ndarray) -> float:
@@ -266,7 +240,7 @@ def slice_consistency(prediction: np.ndarray, target: np.ndarray, mask: np.ndarr
 
     Args:
         prediction, target: (S, H, W).
-        mask: (S, H, W) bool, the target's foreground.
+        mask: (S, H, W) bool, the subject's body.
     """
     both = mask[1:] & mask[:-1]
     if not both.any():

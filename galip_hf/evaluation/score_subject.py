@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ..foreground import body_mask
 from ..model.errors import GalipError
 from .baselines import Histogram, RankedImage
 from .metrics import (
@@ -87,8 +88,10 @@ def score_subject(
     """
     slices = max((len(volume) for volume in subject.values()), default=0)
     result = SubjectScores({"subject": name, "slices": slices, "directions": {}})
+    body = _body(subject, task)
     targets = {
-        target: _target(subject, target, task) for target in dict.fromkeys(t for _, t in task.directions)
+        target: _target(subject, target, body, task)
+        for target in dict.fromkeys(t for _, t in task.directions)
     }
     means: dict[str, Any] = {}  # the baseline "mean" does not depend on the source
     ranked: dict[str, RankedImage] = {}
@@ -121,15 +124,25 @@ def score_subject(
     return result
 
 
-def _target(subject: Mapping[str, np.ndarray], target: str, task: Task) -> _Target | str:
+def _body(subject: Mapping[str, np.ndarray], task: Task) -> np.ndarray:
+    """One mask for all directions: from all volumes of the subject that are of one shape."""
+    shape = next((volume.shape for volume in subject.values()), ())
+    volumes = {name: volume for name, volume in subject.items() if volume.shape == shape}
+    return body_mask(
+        [volume for name, volume in volumes.items() if name not in task.windows],
+        [hounsfield(volume, task.windows[name]) for name, volume in volumes.items() if name in task.windows],
+    )
+
+
+def _target(subject: Mapping[str, np.ndarray], target: str, body: np.ndarray, task: Task) -> _Target | str:
     """The target, or why the subject does not count for this domain."""
     if target not in subject:
         return f"{target} missing"
     window = task.windows.get(target)
     try:
         if window is None:
-            return _Target(subject[target], fixed_target(subject[target]), None)
-        fixed = fixed_target(hounsfield(subject[target], window), modality="CT", window=window)
+            return _Target(subject[target], fixed_target(subject[target], mask=body), None)
+        fixed = fixed_target(hounsfield(subject[target], window), modality="CT", window=window, mask=body)
         return _Target(subject[target], fixed, window)
     except GalipError as error:
         return str(error)

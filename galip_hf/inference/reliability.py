@@ -12,12 +12,12 @@ from typing import Any
 import numpy as np
 
 from ..data.input_statistics import find_spots, scan_score, slice_scores
+from ..foreground import body_mask
 from ..model.domain_statistics import DomainStatistics
 
 # Mean absolute difference of output and input, in model space inside the foreground, under which the output
 # is taken for the input: the noise of a scan is about as large.
 COLLAPSE_LEVEL = 0.02
-FOREGROUND_LEVEL = 0.05
 
 
 def check_source(
@@ -64,7 +64,7 @@ def cycle_error(slices: np.ndarray, returned: np.ndarray) -> dict[str, Any]:
 
     A slice without foreground has None.
     """
-    error, foreground = np.abs(returned - slices), slices > FOREGROUND_LEVEL
+    error, foreground = np.abs(returned - slices), body_mask([slices])
     per_slice = [
         float(part[mask].mean()) if mask.any() else None for part, mask in zip(error, foreground, strict=True)
     ]
@@ -73,7 +73,7 @@ def cycle_error(slices: np.ndarray, returned: np.ndarray) -> dict[str, Any]:
 
 def identity_check(slices: np.ndarray, translation: np.ndarray) -> dict[str, Any]:
     """Is the output the input? Mean |output - input| in model space inside the foreground, and a verdict."""
-    foreground = slices > FOREGROUND_LEVEL
+    foreground = body_mask([slices])
     if not foreground.any():
         return {"mean_difference": None, "collapsed": False}
     difference = float(np.abs(translation - slices)[foreground].mean())

@@ -7,18 +7,12 @@ import numpy as np
 import torch
 from scipy import ndimage
 
+from ..foreground import above_air
 from ..model.errors import GalipError
 from ..model.unet import GalipGenerator, GalipTarget
 
-# What stays below this level of model space, after a smoothing that takes off noise, is air in MR and in CT.
-EMPTY_LEVEL = 0.05
 CROP_MULTIPLE = 32  # the coarsest rate of the default model
 PRECISIONS = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
-
-
-def occupied(slices: np.ndarray) -> np.ndarray:
-    """(S, H, W) bool: where slices in model space hold more than air and its noise."""
-    return ndimage.gaussian_filter(slices, (0, 1, 1)) > EMPTY_LEVEL
 
 
 def translate_to_targets(
@@ -46,7 +40,7 @@ def translate_to_targets(
         A (S, H, W) float32 array in model space for each target.
     """
     translated = [np.zeros(slices.shape, np.float32) for _ in targets]
-    empty = ~np.any(occupied(slices), axis=(1, 2))
+    empty = ~np.any(above_air(slices), axis=(1, 2))
     advance(int(empty.sum()))
     rows = np.flatnonzero(~empty)
     for chosen, outputs in _batches(model, slices, rows, targets, batch_size, precision):
@@ -100,7 +94,7 @@ def foreground_box(slices: np.ndarray) -> tuple[slice, slice]:
     It is grown evenly to a multiple of 32 a side, and moved to lie inside the slice; a side without room for
     that is whole.
     """
-    foreground: np.ndarray = np.any(occupied(slices), axis=0)
+    foreground: np.ndarray = np.any(above_air(slices), axis=0)
     if not foreground.any():
         return slice(None), slice(None)
     box = []
@@ -145,7 +139,6 @@ def translate_slices(
 __all__ = [
     "PRECISIONS",
     "foreground_box",
-    "occupied",
     "precision_in_words",
     "resize_slices",
     "translate_slices",

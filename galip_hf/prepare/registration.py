@@ -12,8 +12,8 @@ from scipy import ndimage
 from skimage.metrics import normalized_mutual_information
 from skimage.registration import phase_cross_correlation
 
-from ..data.table import FOREGROUND_LEVEL
 from ..extras import require
+from ..foreground import above_air
 from ..model.errors import GalipError
 from .images import Grid, ScanImage, to_itk
 
@@ -131,7 +131,7 @@ def check_pair(reference: np.ndarray, other: np.ndarray, spacing: tuple[float, f
     middle slices, at half resolution or less.
     """
     # Slices that one scan does not reach would draw the estimate along the axis of slices.
-    filled = [(volume > FOREGROUND_LEVEL).mean(axis=(1, 2)) for volume in (reference, other)]
+    filled = [above_air(volume).mean(axis=(1, 2)) for volume in (reference, other)]
     shared = np.flatnonzero(np.minimum(*filled) > np.maximum(*filled) / 2)
     if not len(shared):
         return PairCheck((0.0, 0.0, 0.0), 1.0)

@@ -14,7 +14,8 @@ from typing import Any
 
 import numpy as np
 
-from ..data.table import FOREGROUND_LEVEL, MINIMUM_FOREGROUND
+from ..data.table import MINIMUM_FOREGROUND
+from ..foreground import above_air
 from ..model.errors import GalipError
 from ..model.intensity import IntensityNormalizer
 from .images import Grid, ScanImage, read_image
@@ -163,7 +164,7 @@ def _choose_slices(volume: np.ndarray, count: int | None) -> tuple[int, int]:
     """The `count` consecutive slices with most foreground, the lowest of equals; all if there are fewer."""
     if count is None or count >= len(volume):
         return 0, len(volume)
-    foreground = (volume > FOREGROUND_LEVEL).sum(axis=(1, 2))
+    foreground = above_air(volume).sum(axis=(1, 2))
     totals = np.convolve(foreground, np.ones(count, dtype=np.int64), mode="valid")
     start = int(totals.argmax())
     return start, start + count

@@ -31,7 +31,7 @@ def volume(
 ) -> SubjectVolume:
     seed = [int(subject[1:]), DOMAINS.index(domain) if domain in DOMAINS else 9]
     array = np.random.default_rng(seed).random(shape, dtype=np.float32)
-    array[list(empty)] *= 0.04
+    array[list(empty)] = 0
     return SubjectVolume(array, domain, subject, split)
 
 

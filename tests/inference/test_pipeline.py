@@ -20,6 +20,7 @@ from PIL import Image
 from galip_hf import GalipError, GalipImageProcessor, GalipPipeline
 from galip_hf.cli import main
 from galip_hf.data import phantom
+from galip_hf.foreground import body_mask
 from galip_hf.inference.slices import foreground_box, resize_slices, translate_slices, translate_to_targets
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -207,7 +208,7 @@ def test_save_writes_scan_report_map_and_figure(brain: GalipPipeline, scan: Path
     slices = cycle.transpose(2, 1, 0)[:, ::-1]
     source = nib.load(scan).get_fdata().transpose(2, 1, 0)[:, ::-1]
     lower, upper = report["source_window"]
-    foreground = (source - lower) / (upper - lower) > 0.05
+    foreground = body_mask([(source - lower) / (upper - lower)])
     assert slices[foreground].mean() / (upper - lower) == pytest.approx(
         report["cycle_error"]["mean"], rel=1e-2
     )
