@@ -1,9 +1,8 @@
-"""How far to believe a translation: does the input look like its domain, does the way back lead home, did
-anything happen at all.
+"""Reliability checks of a translation: out-of-distribution input, cycle consistency, identity collapse.
 
-None of the three sees everything. The look of the input (`check_source`) is compared with the statistics that
-the model's processor keeps of its training slices; the cycle error compares the input with its translation
-back; the collapse check compares the output with the input. What passes all three can still be wrong.
+`check_source` compares the input with the statistics of the training slices that the model's processor keeps;
+`cycle_error` compares the input with its translation back to the source domain; `identity_check` compares the
+output with the input. None of the three sees every fault: a translation that passes them can still be wrong.
 """
 
 from collections.abc import Mapping
@@ -15,8 +14,8 @@ from ..data.input_statistics import find_spots, scan_score, slice_scores
 from ..foreground import body_mask
 from ..model.domain_statistics import DomainStatistics
 
-# Mean absolute difference of output and input, in model space inside the foreground, under which the output
-# is taken for the input: the noise of a scan is about as large.
+# Mean absolute difference of output and input, in model space inside the body, below which the output counts
+# as a copy of the input: the noise of a scan is about as large.
 COLLAPSE_LEVEL = 0.02
 
 

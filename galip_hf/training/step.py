@@ -2,19 +2,18 @@
 
 Source: Korkmaz & Patel, MIDL 2025, section 2. For an image x of domain A and a real image y of domain B:
 
-1. keys and values of the prompts, and the part of the generator's encoder that does not know the target,
-   once: G(x, A) and G(x, B) start there;
-2. identity G(x, A): its loss, and backward down to there;
-3. fake G(x, B). Its reconstruction G(fake, A): the loss, and backward down to the fake;
+1. keys and values of the prompts, and the target-independent part of the generator's encoder, computed once:
+   G(x, A) and G(x, B) both start from them;
+2. identity G(x, A): its loss, and the backward pass down to the results of 1;
+3. fake G(x, B) and its reconstruction G(fake, A): the cycle loss, and the backward pass down to the fake;
 4. one pass of the frozen ViT over the fake (with gradients) and one over y (without); one pass of the heads
-   over the features of both, cut off from the generator: it gives the discriminator's loss, and the gradient
-   of the generator's adversarial loss with respect to the fake's features; backward down to the fake;
-5. backward through the fake with the sum of these gradients, and through 1 with the sum of its.
+   over the features of both, detached from the generator: it gives the discriminator's loss and the gradient
+   of the generator's adversarial loss with respect to the fake's features; then backward to the fake;
+5. the backward pass through the fake with the sum of these gradients, then through 1 with the sum of its own.
 
-It is the gradient of the sum of all losses, but never are the graphs of more than two generator calls held.
-
-So the generator and the discriminator are judged at the same weights of one another, and gradients of
-several batches may be added up before either moves: accumulation is exact.
+The result is the gradient of the sum of all losses, but the graphs of at most two generator calls are held at
+a time. Both networks are evaluated at each other's present weights, and gradients of several batches can be
+summed before either is updated: accumulation is exact.
 """
 
 import logging
@@ -41,9 +40,9 @@ Values = dict[str, Tensor]
 
 
 def first_gradient(loss: Tensor) -> Tensor:
-    """What a backward pass starts from: 1, but NaN where the loss is not finite.
+    """The gradient that a backward pass starts from: 1, but NaN where the loss is not finite.
 
-    Gradients may be finite where the loss is not; and they are what all processes get to see.
+    Gradients can be finite although the loss is not, and only gradients are shared between processes.
     """
     return torch.where(loss.isfinite(), 1.0, math.nan).to(loss)
 
@@ -53,20 +52,20 @@ def _backward(
     gradients: Sequence[Tensor | None],
     inputs: Sequence[Tensor] | None = None,
 ) -> None:
-    """A backward pass in the types of the forward one: autocast would choose them anew."""
+    """A backward pass in the types of the forward pass: autocast would choose them again."""
     with torch.autocast(outputs[0].device.type, enabled=False):
         torch.autograd.backward(outputs, gradients, inputs=inputs)
 
 
 class _Cut:
-    """Tensors at which the graph is cut: `leaves` gather the gradients of all that is computed from them."""
+    """Tensors at which the graph is cut: `leaves` accumulate the gradients of what is computed from them."""
 
     def __init__(self, tensors: Sequence[Tensor]) -> None:
         self.tensors = tensors
         self.leaves = [tensor.detach().requires_grad_() for tensor in tensors]
 
     def backward(self) -> None:
-        """Go on from the leaves that got a gradient."""
+        """Continue the backward pass from the leaves that received a gradient."""
         used = [
             (t, leaf.grad) for t, leaf in zip(self.tensors, self.leaves, strict=True) if leaf.grad is not None
         ]
@@ -88,7 +87,7 @@ class _Prompts:
     cut: _Cut
 
     def of(self, labels: Tensor) -> dict[nn.Module, KeysAndValues]:
-        """Those of each sample, its label being one of `labels`."""
+        """Keys and values of each sample's prompt, for labels (N,) among `self.labels`."""
         positions = torch.searchsorted(self.labels, labels)
         chosen = [leaf.index_select(0, positions) for leaf in self.cut.leaves]
         return dict(zip(self.modules, zip(chosen[::2], chosen[1::2], strict=True), strict=True))
@@ -101,11 +100,11 @@ class TrainingStep:
         generator, discriminator: what is trained.
         backbone: frozen.
         text_embeddings: (domains, E) of the prompts.
-        weights: of the losses. One of weight 0 is neither computed nor returned.
+        weights: of the losses. A loss of weight 0 is neither computed nor returned.
         autocast: makes the context of mixed precision.
         scale_loss: multiplies a loss by the scale of float16 training; by default leaves it.
-        compiled: run the generator through `torch.compile`.
-        real_features: of images and their numbers, where they are kept; by default they are computed.
+        compiled: compile the generator with `torch.compile`.
+        real_features: (images, numbers) -> their CLIP features, from a cache; by default they are computed.
     """
 
     def __init__(
@@ -157,8 +156,8 @@ class TrainingStep:
         return bool(self.weights.adversarial or self.weights.class_token or self.weights.clip)
 
     def _prompts(self, batch: UnpairedBatch) -> "_Prompts":
-        """Each domain's prompt is looked at once, however many images and passes there are."""
-        # Of a sample that has it: the labels are on the device, and nothing need go there.
+        """Keys and values of each domain in the batch, computed once for all images and passes."""
+        # Labels are gathered from the device tensor, to avoid a copy from host to device.
         samples = [batch.target_domains.index(label) for label in sorted(set(batch.target_domains))]
         labels = torch.stack([batch.target_labels[sample] for sample in samples])
         prompts = self.generator.keys_and_values(self.generator.prompt_states[labels])
@@ -203,7 +202,7 @@ class TrainingStep:
     def _clip_part(
         self, batch: UnpairedBatch, fakes: Tensor, share: float, values: dict[str, Values]
     ) -> None:
-        """Add what the losses on the frozen model's features say of the fakes; and D's gradients."""
+        """Add the gradients of the losses on CLIP features to the fakes, and those of the discriminator."""
         fake = self.backbone.encode_images(fakes)
         real: ClipImageFeatures | None = None
         if self.weights.adversarial or self.weights.class_token:

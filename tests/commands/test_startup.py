@@ -20,7 +20,7 @@ HEAVY = (
 UNUSED_BY_TRANSLATE = (
     "torchvision accelerate torch._dynamo torch.distributed.tensor sympy transformers.modeling_utils "
     "transformers.image_processing_utils "
-    "open_clip timm datasets pandas pyarrow sklearn matplotlib SimpleITK skimage scipy.stats "
+    "open_clip timm datasets pandas pyarrow sklearn matplotlib SimpleITK scipy.stats "
     "galip_hf.clip.backbone galip_hf.evaluation.evaluate galip_hf.training.trainer galip_hf.figures"
 )
 AFTER = "\nimport sys; print([name for name in {names!r}.split() if name in sys.modules])"
