@@ -26,6 +26,9 @@ class SpectralNormLinear(nn.Module):
     The singular vectors move only in `power_iteration`, which the trainer calls once an optimiser step: so
     all forward passes of a step see one and the same weight. The singular value is float32 under autocast.
 
+    The inputs are divided, not the product: divided afterwards, the product of a large weight overflows in
+    float16. Nor the weight, which usually has more elements than the inputs.
+
     Args:
         in_features, out_features: widths.
     """
@@ -52,9 +55,13 @@ class SpectralNormLinear(nn.Module):
         with torch.autocast(self.weight.device.type, enabled=False):
             return self.left @ (self.weight @ self.right)
 
+    def divided(self, inputs: Tensor) -> Tensor:
+        """Inputs of any shape over the singular value, of the inputs' dtype: a 0-dim tensor promotes none."""
+        return inputs / self.singular_value()
+
     def forward(self, inputs: Tensor) -> Tensor:
-        """(..., in_features) -> (..., out_features). The product is divided, not the (larger) weight."""
-        return F.linear(inputs, self.weight) / self.singular_value()
+        """(..., in_features) -> (..., out_features)."""
+        return F.linear(self.divided(inputs), self.weight)
 
 
 class TokenConvolution(nn.Module):
@@ -75,11 +82,12 @@ class TokenConvolution(nn.Module):
     def forward(self, tokens: Tensor) -> Tensor:
         """(B, N, width) -> (B, N, width)."""
         length, reach = tokens.shape[1], self.kernel_size // 2
+        tokens = self.linear.divided(tokens)  # before each is copied into kernel_size windows
         if reach:
             padded = torch.cat([tokens[:, length - reach :], tokens, tokens[:, :reach]], dim=1)
             windows = [padded[:, start : start + length] for start in range(self.kernel_size)]
             tokens = torch.cat(windows, dim=-1)  # (B, N, kernel_size * width)
-        hidden = self.linear(tokens).to(self.scale)
+        hidden = F.linear(tokens, self.linear.weight).to(self.scale)
         variance, mean = torch.var_mean(hidden, dim=1, keepdim=True, correction=0)
         scale = self.scale * torch.rsqrt(variance + 1e-5)
         return F.leaky_relu(torch.addcmul(self.shift, hidden - mean, scale), NEGATIVE_SLOPE)

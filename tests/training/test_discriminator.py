@@ -116,6 +116,43 @@ def test_norms_singular_values_and_logits_are_float32_under_autocast(
     torch.testing.assert_close(logits, discriminator(tokens, [0, 1], text), rtol=0, atol=0.1)
 
 
+def divided_afterwards(module: SpectralNormLinear, tokens: Tensor) -> Tensor:
+    """The product over the singular value: the same but for rounding, and for what overflows."""
+    return F.linear(tokens, module.weight) / module.singular_value()
+
+
+def test_a_large_weight_does_not_overflow_in_float16() -> None:
+    torch.manual_seed(6)
+    module = SpectralNormLinear(30, 20)
+    module.weight.data *= 1e5
+    tokens = random(4, TOKENS, 30, seed=7)
+    with torch.autocast("cpu", dtype=torch.float16):
+        assert not divided_afterwards(module, tokens).isfinite().all()
+        product = module(tokens)
+    assert product.dtype == torch.float16
+    torch.testing.assert_close(product.float(), module(tokens), rtol=5e-3, atol=5e-3)
+
+
+@pytest.mark.parametrize("precision", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+def test_inputs_keep_their_dtype_when_divided(precision: torch.dtype) -> None:
+    module = SpectralNormLinear(8, 8)
+    assert module.divided(random(2, 8).to(precision)).dtype == precision
+
+
+def test_dividing_before_or_after_the_product_is_the_same_to_rounding() -> None:
+    torch.manual_seed(8)
+    module = SpectralNormLinear(30, 20)
+    found, expected = [], []
+    for results, product in ((found, module), (expected, lambda x: divided_afterwards(module, x))):
+        tokens = random(4, TOKENS, 30, seed=7).requires_grad_()
+        output = product(tokens)
+        module.weight.grad = None
+        (output * random(*output.shape, seed=9)).sum().backward()
+        results += [output, tokens.grad, module.weight.grad]
+    for value, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(value, other, rtol=1e-5, atol=1e-5)
+
+
 def test_only_power_iteration_moves_buffers(discriminator: GalipDiscriminator) -> None:
     tokens, text = inputs(3)
     before = {name: value.clone() for name, value in discriminator.state_dict().items()}
