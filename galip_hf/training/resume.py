@@ -1,14 +1,18 @@
-"""A run's checkpoint: its writing, and which runs may go on from it."""
+"""A run's checkpoint: how it is written, and how a run goes on from it."""
 
 import logging
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-import torch
 from accelerate.utils import gather_object
+from torch import Tensor
 
 from ..model.errors import GalipError
+from .agreement import same_to_rounding
 from .checkpoint_files import (
+    latest_checkpoint,
     load_optimizer_tensors,
     load_state,
     load_tensors,
@@ -81,14 +85,54 @@ def save_run(state: TrainingState, run: RunIdentity, processes: ProcessGroup, di
     processes.on_main(write)
 
 
-def load_run(state: TrainingState, run: RunIdentity, processes: ProcessGroup, path: Path) -> None:
-    """Go on from a checkpoint: `state` is then what it was when the checkpoint was written.
+def resume_run(state: TrainingState, run: RunIdentity, processes: ProcessGroup, directory: Path) -> None:
+    """Go on from the latest checkpoint in `directory`: `state` is then what it was when that was written.
+
+    Only the first process reads its disk, and sends what it finds to the others: so all go on from one and
+    the same checkpoint, on nodes without a shared disk too. Without a checkpoint nothing changes.
 
     Raises:
-        GalipError: the checkpoint is of another model, CLIP model, data, number of processes or order of the
-            data (the message names the key), or is damaged.
+        GalipError: on all processes. The checkpoint is of another model, CLIP model, data, number of
+            processes or order of the data (the message names the key), or is damaged.
     """
-    saved = load_state(path)
+
+    def find() -> tuple[Path, dict[str, Any]] | None:
+        path = latest_checkpoint(directory)
+        if path is None:
+            return None
+        saved = load_state(path)
+        _refuse_another_run(path, saved, state, run, processes)
+        return path, saved
+
+    found = processes.on_main(find)
+    if found is None:
+        return
+    path, saved = found
+
+    def tensors(name: str) -> dict[str, Tensor]:
+        return processes.tensors_of_main(lambda: load_tensors(path, name))
+
+    weights = tensors("generator")
+    # The prompts were encoded again for this run: another machine may round them differently.
+    if not same_to_rounding(weights["prompt_states"], state.generator.prompt_states.cpu()):
+        raise GalipError(
+            f"{path}: was made with the CLIP model {saved['clip']}, which encodes the prompts differently "
+            f"from this run's {run.clip}; set it back, or choose another output_dir"
+        )
+    state.generator.load_state_dict(weights)
+    state.discriminator.load_state_dict(tensors("discriminator"))
+    state.ema.module.load_state_dict(tensors("ema"))
+    load_optimizer_tensors(state.generator_optimizer, tensors("generator_optimizer"))
+    load_optimizer_tensors(state.discriminator_optimizer, tensors("discriminator_optimizer"))
+    _load_counters(state, saved, processes)
+    if processes.state.is_main_process:
+        logger.info("resuming at step %d from %s", state.step, path)
+
+
+def _refuse_another_run(
+    path: Path, saved: Mapping[str, Any], state: TrainingState, run: RunIdentity, processes: ProcessGroup
+) -> None:
+    """Raise a GalipError where a checkpoint's plain values are not those of this run."""
     refuse_differences(path, saved["model"], state.generator.config.own_values(), "model")
     of_checkpoint, of_run = (
         {**{name: arguments.get(name) for name in _BOUND_ARGUMENTS}, "processes": size, "data": data}
@@ -98,18 +142,10 @@ def load_run(state: TrainingState, run: RunIdentity, processes: ProcessGroup, pa
         )
     )
     refuse_differences(path, of_checkpoint, of_run, "training")
-    weights = load_tensors(path, "generator")
-    # The prompts were encoded again for this run: another machine may round them differently.
-    if not torch.allclose(weights["prompt_states"], state.generator.prompt_states.cpu(), atol=1e-3):
-        raise GalipError(
-            f"{path}: was made with the CLIP model {saved['clip']}, to which the prompts mean something "
-            f"else than to this run's {run.clip}; set it back, or choose another output_dir"
-        )
-    state.generator.load_state_dict(weights)
-    state.discriminator.load_state_dict(load_tensors(path, "discriminator"))
-    state.ema.module.load_state_dict(load_tensors(path, "ema"))
-    load_optimizer_tensors(state.generator_optimizer, load_tensors(path, "generator_optimizer"))
-    load_optimizer_tensors(state.discriminator_optimizer, load_tensors(path, "discriminator_optimizer"))
+
+
+def _load_counters(state: TrainingState, saved: Mapping[str, Any], processes: ProcessGroup) -> None:
+    """Take all that is not a tensor from a checkpoint's plain values."""
     state.step, state.ema.updates = saved["step"], saved["ema_updates"]
     if state.scaler.is_enabled() and saved["scaler"]:
         state.scaler.load_state_dict(saved["scaler"])
@@ -118,7 +154,6 @@ def load_run(state: TrainingState, run: RunIdentity, processes: ProcessGroup, pa
     state.record.load_state_dict(own_state["record"], processes.state.device)
     if state.best and saved["best"]:
         state.best.load_state_dict(saved["best"])
-    logger.info("resuming at step %d from %s", state.step, path)
 
 
-__all__ = ["RunIdentity", "load_run", "save_run"]
+__all__ = ["RunIdentity", "resume_run", "save_run"]

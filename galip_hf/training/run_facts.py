@@ -25,7 +25,16 @@ from .training_args import GalipTrainingArguments
 if TYPE_CHECKING:
     import datasets
 
-_NOT_TOLD = ("output_dir", "project", "report_to", "resume", "initial_heads", "hub_repo_id", "hub_private")
+_NOT_TOLD = (
+    "output_dir",
+    "project",
+    "report_to",
+    "resume",
+    "process_timeout_minutes",
+    "initial_heads",
+    "hub_repo_id",
+    "hub_private",
+)
 
 
 def write_training_facts(
@@ -109,17 +118,13 @@ def recipe_facts(recipe: Recipe, table: "datasets.DatasetDict | None") -> dict[s
     else:
         facts["clip"] = hub_name(recipe.clip.source)
     if table is not None:
-        train = table["train"]
-        names = train.features["domain"].names
-        pairs = {
-            (names[label], subject) for label, subject in zip(train["domain"], train["subject"], strict=True)
-        }
+        subjects, slices = count_rows(table["train"])
         digest, kind = split_hash_of_table(
-            recipe.data.table or recipe.training.output_path / "table", {subject for _, subject in pairs}
+            recipe.data.table or recipe.training.output_path / "table", set(table["train"]["subject"])
         )
         facts["data"] |= {
-            "subjects": _in_order(names, Counter(domain for domain, _ in pairs)),
-            "slices": _in_order(names, Counter(names[label] for label in train["domain"])),
+            "subjects": subjects,
+            "slices": slices,
             "split_sha256": digest,
             "split_sha256_of": kind,
         }
@@ -140,8 +145,16 @@ def _data_facts(recipe: Recipe) -> dict[str, Any]:
     return {"description": f"{len(data.files)} volumes named in the recipe"}
 
 
-def _in_order(names: list[str], counts: Counter[str]) -> dict[str, int]:
-    return {name: counts[name] for name in names if name in counts}
+def count_rows(split: "datasets.Dataset") -> tuple[dict[str, int], dict[str, int]]:
+    """Subjects and slices of each domain that a split of a table holds, in the table's order of domains."""
+    names = split.features["domain"].names
+    labels = split["domain"][:]
+    subjects = Counter(label for label, _ in set(zip(labels, split["subject"][:], strict=True)))
+    slices = Counter(labels)
+    present = [label for label in range(len(names)) if slices[label]]
+    return {names[label]: subjects[label] for label in present}, {
+        names[label]: slices[label] for label in present
+    }
 
 
 def hub_name(source: str | None) -> str | None:
@@ -152,4 +165,4 @@ def hub_name(source: str | None) -> str | None:
     return f"local directory {Path(source).resolve().name}" if is_local else source
 
 
-__all__ = ["hub_name", "recipe_facts", "write_training_facts"]
+__all__ = ["count_rows", "hub_name", "recipe_facts", "write_training_facts"]

@@ -1,13 +1,18 @@
 """A training run from a recipe: its data and CLIP model are made ready, then it trains.
 
-What a recipe may say is in `recipe`.
+What a recipe may say is in `recipe`. Data and CLIP model are functions of the recipe: on nodes without a
+shared disk, each node makes or downloads them for itself, and all are compared before the first step.
 """
 
+import dataclasses
 import logging
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import datasets
+import torch
 
 from ..clip.backbone import ClipBackbone
 from ..clip.phantom_clip import make_tiny_clip
@@ -22,8 +27,10 @@ from ..model.image_processing_galip import GalipImageProcessor
 from ..model.modeling_galip import GalipForImageTranslation
 from ..prepare.sources import Scan
 from ..prepare.subjects import Settings, prepare_subject
+from .agreement import require_same_tensor, table_sample
 from .discriminator import load_heads
-from .distributed import process_state
+from .distributed import ProcessGroup
+from .precision import with_launcher_precision
 from .recipe import FileRecipe, Recipe, load_recipe
 from .run_facts import recipe_facts
 from .trainer import GalipTrainer
@@ -39,8 +46,8 @@ def file_volumes(files: Sequence[FileRecipe], processor: GalipImageProcessor) ->
     settings = Settings(rules=processor.intensity_rules, spacing="native")
     subjects: dict[tuple[str, str], list[Scan]] = {}
     for entry in files:
-        its = subjects.setdefault((entry.subject, entry.split), [])
-        its.append(Scan(entry.path, entry.domain, entry.subject))
+        scans_of_subject = subjects.setdefault((entry.subject, entry.split), [])
+        scans_of_subject.append(Scan(entry.path, entry.domain, entry.subject))
     for (subject, split), scans in subjects.items():
         prepared = prepare_subject(scans, settings)
         for excluded in prepared.record["excluded"]:
@@ -49,21 +56,31 @@ def file_volumes(files: Sequence[FileRecipe], processor: GalipImageProcessor) ->
             yield SubjectVolume(array, domain, subject, split)
 
 
-def prepare_table(
-    recipe: Recipe, processor: GalipImageProcessor, config: GalipConfig
-) -> datasets.DatasetDict:
+def prepare_table(recipe: Recipe, config: GalipConfig) -> datasets.DatasetDict:
     """The recipe's slices as a table: `data.table`, or one written to `output_dir/table` once."""
-    if recipe.data.table is not None:
-        return load_table(recipe.data.table)
-    directory = recipe.training.output_path / "table"
-    if not directory.exists():
+    directory = table_directory(recipe)
+    if recipe.data.table is None and not directory.exists():
+        processor = GalipImageProcessor.from_config(config)
         volumes = (
             phantom_volumes(recipe.data.phantom, processor, recipe.training.seed)
             if recipe.data.phantom
             else file_volumes(recipe.data.files, processor)
         )
         write_table(volumes, directory, domains=config.domain_names, image_size=config.image_size)
-    return load_table(directory)
+    return load_training_table(directory)
+
+
+def load_training_table(directory: Path) -> datasets.DatasetDict:
+    """Open a table; GalipError where it has no split to train on."""
+    tables = load_table(directory)
+    if "train" not in tables:
+        raise GalipError(f"{directory}: has the splits {', '.join(tables)}; training needs a split train")
+    return tables
+
+
+def table_directory(recipe: Recipe) -> Path:
+    """Where the recipe's table is, or will be."""
+    return Path(recipe.data.table) if recipe.data.table else recipe.training.output_path / "table"
 
 
 # CLIP
@@ -108,94 +125,152 @@ def initial_config(recipe: Recipe) -> GalipConfig:
     return config
 
 
+def load_initial_model(recipe: Recipe) -> GalipForImageTranslation:
+    """`training.initial_model` in float32, whatever it was saved in."""
+    initial_config(recipe)
+    source = str(recipe.training.initial_model)
+    return GalipForImageTranslation.from_pretrained(source, dtype=torch.float32)
+
+
+@dataclass(frozen=True)
+class Materials:
+    """What a run reads from its node's disk or from the Hub.
+
+    Attributes:
+        backbone: the CLIP model.
+        config: of the model.
+        model: `training.initial_model`; None where new weights are trained.
+        table: the slices; of a stream, its validation split alone, or None where there is no validation.
+    """
+
+    backbone: ClipBackbone
+    config: GalipConfig
+    model: GalipForImageTranslation | None
+    table: datasets.DatasetDict | None
+
+
+def prepare_materials(recipe: Recipe) -> Materials:
+    """Make or download what is not there yet, and load it. Not to be run by several processes at once.
+
+    Raises:
+        GalipError: something cannot be had, or does not fit.
+    """
+    backbone = load_backbone(recipe)
+    model = load_initial_model(recipe) if recipe.training.initial_model else None
+    config = model.config if model else make_config(recipe, backbone)
+    if recipe.data.streaming is None:
+        table: datasets.DatasetDict | None = prepare_table(recipe, config)
+    else:
+        table = _streamed_validation(recipe) if recipe.training.validation_steps else None
+    return Materials(backbone, config, model, table)
+
+
+def _streamed_validation(recipe: Recipe) -> datasets.DatasetDict:
+    """The validation split of a streamed table, downloaded."""
+    stream = recipe.data.streaming
+    assert stream is not None  # for the type checker
+    try:
+        split = datasets.load_dataset(stream.source, split="validation", revision=stream.revision)
+    except (ValueError, OSError) as error:
+        raise GalipError(
+            f"data.streaming: {stream.source} has no readable validation split "
+            f"({' '.join(str(error).split())[:200]}); set validation_steps to 0"
+        ) from None
+    return datasets.DatasetDict(validation=split)
+
+
+# The run
+
+
 def make_dataset(
-    recipe: Recipe, table: datasets.DatasetDict | None, config: GalipConfig, processor: GalipImageProcessor
+    recipe: Recipe, materials: Materials, processor: GalipImageProcessor, processes: ProcessGroup
 ) -> UnpairedSlices | StreamedSlices:
-    """The training items: of a table, or where there is none, of the recipe's stream."""
+    """The training items: of the table, or of the recipe's stream."""
     training = recipe.training
+    domains = materials.config.domain_names
     options: dict[str, Any] = {
-        "domains": config.domain_names,
+        "domains": domains,
         "seed": training.seed,
         "horizontal_flip": training.horizontal_flip,
         "augmentation": training.augmentation,
-        "fixed_scale": [name for name in config.domain_names if processor.fixed_window(name)],
+        "fixed_scale": [name for name in domains if processor.fixed_window(name)],
     }
-    if table is not None:
-        share = training.paired_share if training.loss_weights.paired else 0.0
-        return UnpairedSlices(table["train"], paired_share=share, **options)
     stream = recipe.data.streaming
-    assert stream is not None  # for the type checker: a recipe has one source
+    if stream is None:
+        assert materials.table is not None  # for the type checker
+        share = training.paired_share if training.loss_weights.paired else 0.0
+        return UnpairedSlices(materials.table["train"], paired_share=share, **options)
     if training.loss_weights.paired:
         raise GalipError("data.streaming: a stream has no registered pairs; set loss_weights.paired to 0")
-    state = process_state()
     # Every worker gives as many whole batches as the others.
     unit = training.batch_size * max(1, training.num_workers)
     return StreamedSlices(
         open_stream(stream.source, "train", stream.revision),
-        length=stream.items // state.num_processes // unit * unit,
+        length=stream.items // processes.size // unit * unit,
         buffer_size=stream.buffer_size,
-        process_index=state.process_index,
-        num_processes=state.num_processes,
+        process_index=processes.state.process_index,
+        num_processes=processes.size,
         **options,
     )
 
 
 def make_validation(
-    recipe: Recipe,
-    table: datasets.DatasetDict | None,
-    config: GalipConfig,
-    processor: GalipImageProcessor,
-    backbone: ClipBackbone,
+    recipe: Recipe, materials: Materials, processor: GalipImageProcessor
 ) -> Validation | None:
     """What scores the model every `validation_steps`; None where that is 0."""
     if not recipe.training.validation_steps:
         return None
-    if table is None:
-        stream = recipe.data.streaming
-        assert stream is not None
-        try:
-            split = datasets.load_dataset(stream.source, split="validation", revision=stream.revision)
-        except (ValueError, OSError) as error:
-            raise GalipError(
-                f"data.streaming: {stream.source} has no readable validation split "
-                f"({' '.join(str(error).split())[:200]}); set validation_steps to 0"
-            ) from None
-        table = datasets.DatasetDict(validation=split)
-    return Validation(table, config.domain_names, processor, backbone)
+    assert materials.table is not None  # for the type checker
+    return Validation(materials.table, materials.config.domain_names, processor, materials.backbone)
+
+
+def make_trainer(recipe: Recipe, processes: ProcessGroup) -> GalipTrainer:
+    """Prepare the data, load the CLIP model, and make the trainer of a recipe.
+
+    Raises:
+        GalipError: see `run_recipe`.
+    """
+    from accelerate.utils import set_seed
+
+    training = recipe.training
+    processes.together(training.make_output_directory)
+    materials = processes.in_turns(lambda: prepare_materials(recipe))
+    config, table = materials.config, materials.table
+    processor = GalipImageProcessor.from_config(config)
+    if table is not None:
+        require_same_tensor(processes, table_sample(table), "table of slices")
+    if table is not None and recipe.data.streaming is None:
+        domains, train = config.domain_names, table["train"]
+        processor.set_statistics(processes.on_main(lambda: measure_statistics(train, domains)))
+    validate = processes.together(lambda: make_validation(recipe, materials, processor))
+    dataset = processes.together(lambda: make_dataset(recipe, materials, processor, processes))
+    facts = recipe_facts(recipe, table if recipe.data.streaming is None else None)
+    set_seed(training.seed)
+    model = materials.model or GalipForImageTranslation(config)
+    pictures = validate.save_pictures if validate else None
+    trainer = GalipTrainer(
+        model, processor, materials.backbone, training, dataset, validate, pictures, facts, processes
+    )
+    heads = training.initial_heads
+    if heads:
+        discriminator = trainer.state.discriminator
+        kept = processes.on_main(lambda: load_heads(discriminator, heads, config.domain_names))
+        processes.broadcast(discriminator)
+        if processes.state.is_main_process:
+            logger.info("heads kept from %s: %s", heads, ", ".join(kept))
+    return trainer
 
 
 def run_recipe(recipe: Recipe) -> GalipTrainer:
     """Prepare the data, load the CLIP model, train; returns the trainer, `train` having ended.
 
     Raises:
-        GalipError: what the recipe names cannot be had, does not fit or cannot be written; see
-            `GalipTrainer.train` too.
+        GalipError: what the recipe names cannot be had, does not fit or cannot be written, or is not the same
+            on all processes; see `GalipTrainer.train` too.
     """
-    from accelerate.utils import set_seed
-
-    training = recipe.training
-    training.make_output_directory()
-    with process_state().main_process_first():
-        backbone = load_backbone(recipe)
-        config = initial_config(recipe) if training.initial_model else make_config(recipe, backbone)
-        processor = GalipImageProcessor.from_config(config)
-        table = None if recipe.data.streaming else prepare_table(recipe, processor, config)
-        if table is not None:
-            processor.set_statistics(measure_statistics(table["train"], config.domain_names))
-        validate = make_validation(recipe, table, config, processor, backbone)
-    set_seed(training.seed)
-    model = (
-        GalipForImageTranslation.from_pretrained(training.initial_model)
-        if training.initial_model
-        else GalipForImageTranslation(config)
-    )
-    dataset = make_dataset(recipe, table, config, processor)
-    pictures = validate.save_pictures if validate else None
-    facts = recipe_facts(recipe, table)
-    trainer = GalipTrainer(model, processor, backbone, training, dataset, validate, pictures, facts)
-    if training.initial_heads:
-        kept = load_heads(trainer.state.discriminator, training.initial_heads, config.domain_names)
-        logger.info("heads kept from %s: %s", training.initial_heads, ", ".join(kept))
+    training = with_launcher_precision(recipe.training)
+    recipe = dataclasses.replace(recipe, training=training)
+    trainer = make_trainer(recipe, ProcessGroup(training.process_timeout))
     trainer.train()
     return trainer
 

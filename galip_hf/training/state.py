@@ -1,19 +1,22 @@
 """What training changes, and what a checkpoint therefore holds.
 
-Nothing in a run draws from a global random generator: data, augmentation and initial weights are functions of
-(seed, epoch, index). So no generator state is part of it.
+The state of random generators is not part of it: data, augmentation and initial weights are functions of
+(seed, epoch, index), and nothing in a run draws from a global generator.
 """
 
 from dataclasses import dataclass
 
 import torch
+from torch import nn
 
+from ..clip.backbone import ClipBackbone
 from ..model.modeling_galip import GalipForImageTranslation
 from .discriminator import GalipDiscriminator
 from .early_stopping import BestValidation
 from .ema import ExponentialMovingAverage
 from .nonfinite_guard import FiniteGuard
 from .run_log import StepRecord
+from .training_args import GalipTrainingArguments
 
 
 @dataclass
@@ -48,4 +51,46 @@ class TrainingState:
         return self.ema.module  # type: ignore[return-value]
 
 
-__all__ = ["TrainingState"]
+def new_state(
+    generator: GalipForImageTranslation,
+    backbone: ClipBackbone,
+    arguments: GalipTrainingArguments,
+    images_per_step: int,
+) -> TrainingState:
+    """The state before the first step, on the generator's device.
+
+    Args:
+        generator: float32, with its initial weights.
+        backbone: its widths are those of the discriminator.
+        arguments: of the run.
+        images_per_step: over all processes.
+    """
+    device = generator.device
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(arguments.seed)
+        discriminator = GalipDiscriminator(
+            len(generator.config.domains),
+            len(backbone.image_blocks),
+            backbone.image_width,
+            backbone.embedding_width,
+        ).to(device)
+    best = arguments.metric_for_best
+
+    def adam(network: nn.Module, rate: float) -> torch.optim.Adam:
+        # Fused: one pass over the weights, and a step can be skipped without asking the device.
+        return torch.optim.Adam(network.parameters(), lr=rate, betas=arguments.adam_betas, fused=True)
+
+    return TrainingState(
+        generator,
+        discriminator,
+        ExponentialMovingAverage(generator, arguments.ema_decay_of(images_per_step)),
+        adam(generator, arguments.learning_rate),
+        adam(discriminator, arguments.discriminator_learning_rate),
+        torch.amp.GradScaler(device.type, enabled=arguments.mixed_precision == "fp16"),
+        FiniteGuard(arguments.max_skipped_steps, device),
+        StepRecord(),
+        BestValidation(best, arguments.early_stopping_patience) if best else None,
+    )
+
+
+__all__ = ["TrainingState", "new_state"]

@@ -1,8 +1,8 @@
 """Training of I2I-Galip: batches in, optimiser steps, a moving average, a log, checkpoints.
 
-What a step computes is in `training_step`; how processes agree in `distributed`. Every choice of data and of
-augmentation is a function of (seed, epoch, index), so a run that is resumed equals one that was never
-stopped, and processes with a part of the batch each equal one process with all of it.
+What a step computes is in `step`; how processes work together in `distributed`. Every choice of data and of
+augmentation is a function of (seed, epoch, index), so a resumed run equals one that was never stopped, and
+processes that each take a part of the batch equal one process that takes all of it.
 """
 
 import logging
@@ -26,18 +26,16 @@ from ..files import atomic_write, told_if_unwritable
 from ..model.errors import GalipError
 from ..model.image_processing_galip import GalipImageProcessor
 from ..model.modeling_galip import GalipForImageTranslation
+from .agreement import require_same_facts, require_same_settings, require_same_tensor
 from .checkpoint_files import latest_checkpoint
-from .discriminator import GalipDiscriminator
 from .distributed import ProcessGroup
-from .early_stopping import BestValidation
-from .ema import ExponentialMovingAverage
 from .final_push import check_final_push, push_final_model
-from .nonfinite_guard import FiniteGuard
-from .resume import RunIdentity, load_run, save_run
+from .precision import autocast, use_deterministic_algorithms, with_launcher_precision
+from .resume import RunIdentity, resume_run, save_run
 from .run_facts import write_training_facts
-from .run_log import RunLog, StepRecord
+from .run_log import RunLog
 from .signals import SIGNALS, noted_signals
-from .state import TrainingState
+from .state import new_state
 from .step import TrainingStep, can_compile
 from .step_loader import StepLoader
 from .training_args import GalipTrainingArguments
@@ -48,14 +46,14 @@ Validate = Callable[[GalipForImageTranslation], dict[str, float]]
 SavePictures = Callable[[GalipForImageTranslation, Path], Path]
 
 _CHECKPOINTS = "checkpoints"
-_PRECISIONS = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 class GalipTrainer:
     """Trains a generator.
 
     Args:
-        model: the generator; its prompts are encoded by `backbone` at once.
+        model: the generator. It is moved to the device and to float32, whatever it was saved in, and its
+            prompts are encoded by `backbone`.
         processor: saved beside the model.
         backbone: frozen CLIP model; never saved, never trained.
         arguments: choices of the run.
@@ -63,13 +61,15 @@ class GalipTrainer:
         validate: returns named numbers for the moving average's model; called every `validation_steps`.
         save_pictures: draws that model's translations into a PNG file, then too.
         facts: what `training.json`, beside the saved model, says of the data and the CLIP model.
+        processes: of the run, where the caller has made the group already.
 
     After `train()`, `output_dir/model` holds the moving average, the processor and `training.json`, the facts
     for a model card; `log.jsonl` the log.
     `stopped_by` is the name of the signal that ended `train()` early, or None.
 
     Raises:
-        GalipError: an epoch shorter than a batch.
+        GalipError: an epoch shorter than a batch; a precision that contradicts the launcher's; processes that
+            were given other settings, another CLIP model or other data than the first one.
     """
 
     def __init__(
@@ -82,73 +82,49 @@ class GalipTrainer:
         validate: Validate | None = None,
         save_pictures: SavePictures | None = None,
         facts: Mapping[str, Any] | None = None,
+        processes: ProcessGroup | None = None,
     ) -> None:
-        self.arguments, self.processor = arguments, processor
+        self.arguments = arguments = with_launcher_precision(arguments)
+        if arguments.deterministic:
+            use_deterministic_algorithms()
+        self.processor = processor
         self.facts = dict(facts or {})
         self.validate, self.save_pictures = validate, save_pictures
-        self.processes = ProcessGroup()
+        self.processes = processes or ProcessGroup(arguments.process_timeout)
+        require_same_settings(self.processes, arguments, model.config.own_values())
         device = self.processes.state.device
         self.backbone = backbone.to(device)
-        generator = model.to(device).train()
+        # Weights saved in half precision are trained in float32: small updates would round to nothing.
+        generator = model.float().to(device).train()
         generator.set_prompts(self.backbone)
+        require_same_tensor(self.processes, generator.prompt_states, "CLIP model")
         if arguments.gradient_checkpointing:
             generator.activation_checkpointing_enable()
-        discriminator = self._new_discriminator(len(model.config.domains))
         self.processes.broadcast(generator)
-        self.processes.broadcast(discriminator)
-        best = arguments.metric_for_best
-        self.state = TrainingState(
-            generator,
-            discriminator,
-            ExponentialMovingAverage(generator, arguments.ema_decay_of(self.images_per_step)),
-            self._optimizer(generator, arguments.learning_rate),
-            self._optimizer(discriminator, arguments.discriminator_learning_rate),
-            torch.amp.GradScaler(device.type, enabled=arguments.mixed_precision == "fp16"),
-            FiniteGuard(arguments.max_skipped_steps, device),
-            StepRecord(),
-            BestValidation(best, arguments.early_stopping_patience) if best else None,
-        )
+        self.state = new_state(generator, backbone, arguments, self.images_per_step)
+        self.processes.broadcast(self.state.discriminator)
         self.loader = StepLoader(train_dataset, arguments, self.processes.size, self._process, device)
+        require_same_facts(self.processes, {"training items": self.loader.fingerprint})
         self.gradients = TrainingStep(
             generator,
-            discriminator,
+            self.state.discriminator,
             self.backbone,
             backbone.encode_prompts(model.config.prompts).embedding.to(device),
             arguments.loss_weights,
-            self._autocast,
+            lambda: autocast(device, arguments.mixed_precision),
             self.state.scaler.scale,  # type: ignore[arg-type]
             compiled=arguments.torch_compile and can_compile(device),
             real_features=self._feature_cache(train_dataset) if arguments.cache_image_features else None,
         )
         self.stopped_by: str | None = None
 
-    def _new_discriminator(self, domains: int) -> GalipDiscriminator:
-        backbone = self.backbone
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(self.arguments.seed)
-            return GalipDiscriminator(
-                domains,
-                len(backbone.image_blocks),
-                backbone.image_width,
-                backbone.embedding_width,
-            ).to(self.processes.state.device)
-
     def _feature_cache(self, dataset: Any) -> ImageFeatureCache:
         if not isinstance(dataset, UnpairedSlices):
             raise GalipError(
                 "training: cache_image_features needs a table; a stream's slices have no numbers"
             )
-        self.arguments.make_output_directory()
+        self.processes.together(self.arguments.make_output_directory)
         return ImageFeatureCache(self.arguments.output_path, dataset.views, self.backbone)
-
-    def _optimizer(self, network: nn.Module, rate: float) -> torch.optim.Adam:
-        # Fused: one pass over the weights, and a step can be skipped without asking the device.
-        return torch.optim.Adam(network.parameters(), lr=rate, betas=self.arguments.adam_betas, fused=True)
-
-    def _autocast(self) -> torch.autocast:
-        precision = _PRECISIONS.get(self.arguments.mixed_precision)
-        device = self.processes.state.device.type
-        return torch.autocast(device, dtype=precision, enabled=precision is not None)
 
     @property
     def _process(self) -> int:
@@ -250,7 +226,7 @@ class GalipTrainer:
         """
         if self.arguments.hub_repo_id:
             self.processes.on_main(lambda: check_final_push(self.arguments))
-        self.arguments.make_output_directory()
+        self.processes.together(self.arguments.make_output_directory)
         self._resume()
         self.log = (
             RunLog(
@@ -351,8 +327,9 @@ class GalipTrainer:
 
     def _validate(self, validate: Validate) -> None:
         model = self.state.averaged_model
-        # Of one process: rounding may differ on another machine, and what is best must be so for all.
-        figures = self.processes.of_main(validate(model))
+        own = validate(model)
+        # The first process's: another machine may round differently, and all must agree on the best model.
+        figures = self.processes.on_main(lambda: own)
         self._log({"step": self.state.step, "validation": figures})
         self.processes.on_main(lambda: self._log_pictures(model))
         if self.state.best and self.state.best.update(figures, self.state.step):
@@ -398,20 +375,18 @@ class GalipTrainer:
     def _resume(self) -> None:
         """Go on from the latest checkpoint when the run is to resume; else refuse to touch an earlier run."""
         output = self.arguments.output_path
-        path = latest_checkpoint(output / _CHECKPOINTS) if self._is_main or self.arguments.resume else None
-        log = output / "log.jsonl"
+        checkpoints, log = output / _CHECKPOINTS, output / "log.jsonl"
 
         def refuse_earlier_run() -> None:
-            if path or log.exists():
+            if latest_checkpoint(checkpoints) or log.exists():
                 raise GalipError(
                     f"{output}: an earlier run is there; choose another output_dir or set resume=true"
                 )
 
-        if not self.arguments.resume:
+        if self.arguments.resume:
+            resume_run(self.state, self._identity, self.processes, checkpoints)
+        else:
             self.processes.on_main(refuse_earlier_run)
-        elif path is not None:
-            load_run(self.state, self._identity, self.processes, path)
-        self.processes.state.wait_for_everyone()
 
 
 __all__ = ["GalipTrainer"]

@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass, field, fields
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ from ..files import told_if_unwritable
 from ..model.errors import GalipError
 
 TRACKERS = ("tensorboard", "wandb", "trackio")
+PRECISIONS = ("no", "bf16", "fp16")
 
 
 @dataclass(frozen=True)
@@ -53,8 +55,13 @@ class GalipTrainingArguments:
         horizontal_flip: mirror each training slice with probability 1/2.
         augmentation: see `SliceAugmentation`.
         seed: settles initialisation and sampling.
-        mixed_precision: `no`, `bf16` or `fp16`.
+        mixed_precision: `no` (float32), `bf16` or `fp16`; None is what `accelerate launch --mixed_precision`
+            says, or `no`.
+        deterministic: prefer deterministic algorithms; on CUDA some operations have none, see
+            docs/training.md. Slower there. It holds for the whole process, also after the run.
         num_workers: processes that load data.
+        process_timeout_minutes: how long a process waits for the others, for example while the first one
+            prepares the data; then the run ends with an error.
         logging_steps, validation_steps, checkpoint_steps: how often, in steps; 0 is never.
         total_limit: checkpoints kept.
         report_to: trackers besides `log.jsonl`: `tensorboard`, `wandb`, `trackio`.
@@ -99,8 +106,10 @@ class GalipTrainingArguments:
     horizontal_flip: bool = False
     augmentation: SliceAugmentation = field(default_factory=SliceAugmentation)
     seed: int = 0
-    mixed_precision: str = "no"
+    mixed_precision: str | None = None
+    deterministic: bool = False
     num_workers: int = 0
+    process_timeout_minutes: float = 120.0
     logging_steps: int = 50
     validation_steps: int = 0
     checkpoint_steps: int = 1000
@@ -128,6 +137,7 @@ class GalipTrainingArguments:
             "gradient_accumulation_steps",
             "max_skipped_steps",
             "total_limit",
+            "process_timeout_minutes",
         )
         not_negative = (
             "seed",
@@ -150,7 +160,7 @@ class GalipTrainingArguments:
             raise GalipError(f"training: ema_decay is {self.ema_decay}; expected 0 <= ema_decay < 1")
         if len(self.adam_betas) != 2 or not all(0 <= beta < 1 for beta in self.adam_betas):
             raise GalipError(f"training: adam_betas are {self.adam_betas}; expected two numbers in [0, 1)")
-        if self.mixed_precision not in ("no", "bf16", "fp16"):
+        if self.mixed_precision not in (None, *PRECISIONS):
             raise GalipError(
                 f"training: mixed_precision is {self.mixed_precision!r}; expected no, bf16 or fp16"
             )
@@ -184,6 +194,11 @@ class GalipTrainingArguments:
             )
         if self.early_stopping_patience and self.metric_for_best is None:
             raise GalipError("training: early_stopping_patience needs metric_for_best, such as psnr")
+        if not self.process_timeout_minutes <= 1_000_000:
+            raise GalipError(
+                f"training: process_timeout_minutes is {self.process_timeout_minutes}; expected at most "
+                "1000000 (about two years)"
+            )
         if self.initial_heads and not self.initial_model:
             raise GalipError("training: initial_heads needs initial_model, whose heads they are")
         if self.cache_image_features and self.augmentation != SliceAugmentation():
@@ -202,6 +217,11 @@ class GalipTrainingArguments:
         """Make `output_dir`; GalipError where that cannot be."""
         with told_if_unwritable(self.output_path, "choose another output_dir"):
             self.output_path.mkdir(parents=True, exist_ok=True)
+
+    @property
+    def process_timeout(self) -> timedelta:
+        """`process_timeout_minutes` as a duration."""
+        return timedelta(minutes=self.process_timeout_minutes)
 
     def images_per_step(self, processes: int) -> int:
         """Training images of an optimiser step, over all processes."""

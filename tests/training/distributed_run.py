@@ -11,6 +11,7 @@ import resource
 import signal
 import sys
 from contextlib import suppress
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from galip_hf.data.streamed_dataset import StreamedSlices, open_stream
 from galip_hf.data.table import load_table
 from galip_hf.data.unpaired_dataset import UnpairedSlices
 from galip_hf.training.checkpoint_files import optimizer_tensors
+from galip_hf.training.distributed import ProcessGroup
 from galip_hf.training.recipe import load_recipe
 from galip_hf.training.run_recipe import run_recipe
 from galip_hf.training.trainer import GalipTrainer
@@ -116,10 +118,40 @@ def disagreeing(process: int) -> dict[str, Any]:
     return {"disagreeing": [trainer.state.step, trainer.state.best.step, trainer.state.best.value]}
 
 
+def turns(process: int) -> dict[str, Any]:
+    """What each process finds when its turn comes; what it is told when the first one fails."""
+    processes = ProcessGroup(timedelta(minutes=7))
+    seen = OUTPUT / "turns"
+    seen.mkdir(exist_ok=True)
+
+    def take_turn() -> list[str]:
+        (seen / str(process)).touch()
+        return sorted(path.name for path in seen.iterdir())
+
+    def fail() -> None:
+        if process:
+            (seen / "too_soon").touch()
+        raise GalipError("no data")
+
+    found = processes.in_turns(take_turn)
+    try:
+        processes.in_turns(fail)
+    except GalipError as error:
+        message = str(error)
+    assert not (seen / "too_soon").exists()
+    groups = (torch.distributed.group.WORLD, processes._host)
+    backends = [group._get_backend(torch.device("cpu")) for group in groups]
+    return {
+        "turns": [found, message],
+        "timeouts": [backend.options._timeout.total_seconds() for backend in backends],
+    }
+
+
 def main() -> None:
     torch.set_num_threads(1)
     process = int(os.environ["RANK"])
-    result: dict[str, Any] = {"domains": first_gradients(process)}
+    result: dict[str, Any] = turns(process)
+    result["domains"] = first_gradients(process)
 
     trainer = make_trainer("hashes", max_steps=20, checkpoint_steps=0)
     trainer.train()

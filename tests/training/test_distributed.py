@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 from collections import Counter
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -298,7 +299,7 @@ def test_all_processes_fail_with_one_that_cannot_save(
     _, (first, second) = two_processes
     assert "step-00000001: cannot be written" in first["blocked"]
     assert "log.jsonl: cannot be written" in first["full"]
-    assert second["blocked"] == second["full"] == "stopped with the first process, which tells why"
+    assert second["blocked"] == second["full"] == "stopped because process 0 failed; its message says why"
 
 
 def test_a_signal_to_one_process_stops_all_with_a_checkpoint(
@@ -323,6 +324,21 @@ def test_processes_that_do_not_see_each_other_are_told(monkeypatch: pytest.Monke
 
 
 def test_one_process_needs_no_group() -> None:
-    processes = ProcessGroup()
+    processes = ProcessGroup(timedelta(minutes=1))
     assert processes.size == 1
     assert processes.host_flags([True, False]) == [True, False]
+    tensors = {"a": torch.arange(3.0)}
+    assert processes.on_main(lambda: 5) == processes.in_turns(lambda: 5) == processes.together(lambda: 5) == 5
+    assert processes.tensors_of_main(lambda: tensors) == tensors
+
+
+def test_the_timeout_is_that_of_the_arguments(two_processes: tuple[Path, list[dict[str, Any]]]) -> None:
+    _, results = two_processes
+    assert [result["timeouts"] for result in results] == [[420.0, 420.0]] * 2
+
+
+def test_turns(two_processes: tuple[Path, list[dict[str, Any]]]) -> None:
+    """The first process, then those that have its files to read; after a failure no later turn begins."""
+    _, (first, second) = two_processes
+    assert first["turns"] == [["0"], "no data"]
+    assert second["turns"] == [["0", "1"], "stopped because process 0 failed; its message says why"]

@@ -72,6 +72,8 @@ def test_the_half_life_counts_images_not_steps() -> None:
         ({"ema_decay": -0.1}, "ema_decay is -0.1"),
         ({"adam_betas": (0.5,)}, r"adam_betas are \(0.5,\); expected two numbers"),
         ({"adam_betas": (0.5, 1.0)}, r"adam_betas are \(0.5, 1.0\)"),
+        ({"process_timeout_minutes": 0.0}, "process_timeout_minutes is 0.0; expected a number above 0"),
+        ({"process_timeout_minutes": float("inf")}, "process_timeout_minutes is inf; expected at most"),
         ({"mixed_precision": "fp8"}, "mixed_precision is 'fp8'; expected no, bf16 or fp16"),
         ({"loss_weights": GalipLossWeights(clip=-1.0)}, "loss weight clip is -1.0; expected 0 or more"),
         ({"loss_weights": GalipLossWeights(cycle=float("nan"))}, "loss weight cycle is nan"),
