@@ -6,7 +6,7 @@ import shlex
 import sys
 from collections.abc import Sequence
 
-from .commands import add_domain, card, convert, evaluate, inspect, prepare, push, translate
+from .commands import add_domain, card, convert, evaluate, inspect, prepare, push, train, translate
 from .model.errors import GalipError
 from .version import __version__
 
@@ -17,9 +17,20 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for command in (translate, prepare, inspect, evaluate, convert, add_domain, card, push):
+    for command in (translate, prepare, inspect, train, evaluate, convert, add_domain, card, push):
         command.add_parser(commands)
     return parser
+
+
+def _parse(argv: Sequence[str]) -> argparse.Namespace:
+    parser = _parser()
+    arguments, rest = parser.parse_known_args(argv)
+    # argparse takes the words of a list from one place only; key=value may stand before and after options.
+    if arguments.command == "train" and not any(word.startswith("-") for word in rest):
+        arguments.overrides += rest
+    elif rest:
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    return arguments
 
 
 def quiet_libraries() -> None:
@@ -36,7 +47,7 @@ def quiet_libraries() -> None:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code."""
     argv = list(sys.argv[1:] if argv is None else argv)
-    arguments = _parser().parse_args(argv)
+    arguments = _parse(argv)
     arguments.command_line = shlex.join(["galip-hf", *argv])  # for reports that say how they were made
     quiet_libraries()
     try:

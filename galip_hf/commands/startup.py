@@ -1,4 +1,4 @@
-"""What a process of the command line does to itself, and a library must not do to its host."""
+"""Settings of the whole process: a command of our own may make them, a library must not."""
 
 import ctypes
 import gc
@@ -12,10 +12,10 @@ _KEPT_BYTES = 2**31 - 1
 
 @contextmanager
 def collector_paused() -> Iterator[None]:
-    """No garbage collection in the block, and none of what it leaves afterwards.
+    """Collect no garbage in the block, and never look at the objects made in it again.
 
-    The import of torch and transformers makes a million objects and hardly any garbage. To look through them
-    again and again takes a fifth of the time, and once more at the end of the process a second.
+    Importing torch and transformers makes a million objects and hardly any garbage. Collections take a fifth
+    of the import's time, and the last one, at the end of the process, a second.
     """
     gc.disable()
     try:
@@ -26,13 +26,13 @@ def collector_paused() -> Iterator[None]:
 
 
 def keep_freed_memory() -> None:
-    """Let malloc keep freed blocks for the next use, where it is glibc's.
+    """Let malloc keep freed blocks for reuse, where it is glibc's.
 
-    By default it hands large blocks back to the kernel, which clears every page when it is asked for it
-    again; a network's activations come and go in the same sizes for every slice.
+    By default it returns large blocks to the kernel, which must clear every page before it hands it out
+    again; a network's activations are allocated and freed in the same sizes for every slice.
 
-    The size above which blocks are handed back cannot be set beyond 32 MB, less than two images' feature map;
-    but that there be none can.
+    glibc caps M_MMAP_THRESHOLD, the size above which a block is returned when freed, at 32 MB; a feature map
+    of two images is larger. M_MMAP_MAX=0 allocates no block that way.
     """
     if platform.libc_ver()[0] == "glibc":
         library = ctypes.CDLL(None)

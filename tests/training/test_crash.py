@@ -4,7 +4,6 @@ import json
 import multiprocessing
 import os
 import resource
-import runpy
 import signal
 import sys
 import threading
@@ -19,6 +18,7 @@ from conftest import MakeTrainer, tiny_run_recipe
 from test_trainer import state_of
 
 from galip_hf import GalipError
+from galip_hf.cli import main
 from galip_hf.data.unpaired_dataset import UnpairedSlices
 from galip_hf.training.checkpoint_files import latest_checkpoint, load_state, load_tensors
 from galip_hf.training.nonfinite_guard import FiniteGuard
@@ -167,20 +167,17 @@ def test_a_full_disk_is_told_and_the_earlier_checkpoint_stays(
 
 
 @pytest.mark.parametrize("name", ["SIGTERM", "SIGINT"])
-def test_a_signal_saves_and_ends_the_example(
+def test_a_signal_saves_and_ends_the_command(
     name: str,
     tmp_path: Path,
     table_directory: Path,
     clip_directory: Path,
-    monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     output = tmp_path / "run"
     recipe = tiny_run_recipe(
         tmp_path / "recipe.yaml", table_directory, clip_directory, max_steps=100000, logging_steps=5
     )
-    example = Path(__file__).resolve().parents[2] / "examples" / "train.py"
-    monkeypatch.setattr(sys, "argv", ["train.py", "--config", str(recipe)])
 
     def send() -> None:
         while not (output / "log.jsonl").exists():
@@ -189,7 +186,7 @@ def test_a_signal_saves_and_ends_the_example(
 
     before = signal.getsignal(signal.Signals[name])
     threading.Thread(target=send, daemon=True).start()
-    code = runpy.run_path(str(example))["main"]()
+    code = main(["train", str(recipe)])
     assert code == 128 + signal.Signals[name]
     assert f"{name}; go on with training.resume=true" in capsys.readouterr().err
     path = latest_checkpoint(output / "checkpoints")

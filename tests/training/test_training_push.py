@@ -128,13 +128,13 @@ def test_a_hub_that_fails_at_the_end_loses_nothing(
         assert not file.is_file() or b"SECRET" not in file.read_bytes()
 
 
-def test_two_processes_of_the_example_push_once(
+def test_two_processes_of_the_command_push_once(
     tmp_path: Path, table_directory: Path, clip_directory: Path
 ) -> None:
     path = tiny_run_recipe(tmp_path / "recipe.yaml", table_directory, clip_directory, max_steps=1)
     launch = ["--multi_gpu", "--num_processes", "2", "--num_machines", "1", "--mixed_precision", "no"]
-    launch += ["--dynamo_backend", "no", "--main_process_port", "0", str(ROOT / "examples" / "train.py")]
-    command = [sys.executable, "-m", "accelerate.commands.launch", *launch, "--config", str(path)]
+    launch += ["--dynamo_backend", "no", "--main_process_port", "0", "-m", "galip_hf"]
+    command = [sys.executable, "-m", "accelerate.commands.launch", *launch, "train", str(path)]
     environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1", "HF_TOKEN": TOKEN}
     environment |= {"HF_HUB_OFFLINE": "0", "HF_HUB_DISABLE_XET": "1", "HF_HUB_DISABLE_TELEMETRY": "1"}
     with HubServer({TOKEN: "alice"}) as hub:
