@@ -30,9 +30,6 @@ CLOSING = 3  # pixels
 # In a volume without air, such as a crop inside the head, the dark half spreads over this share of the step.
 LARGEST_SPREAD = 0.25
 
-_NEIGHBOURS = np.array([[[0, 1, 0], [1, 1, 1], [0, 1, 0]]], dtype=bool)  # within the slice
-_SQUARE = np.ones((1, 3, 3), dtype=bool)
-
 
 @dataclass(frozen=True)
 class Air:
@@ -92,7 +89,7 @@ def body_mask(mr_volumes: Sequence[np.ndarray], ct_volumes: Sequence[np.ndarray]
     """
     parts = [_mr_body(volume) for volume in mr_volumes]
     # Opened, so that closing does not join the table to the body.
-    parts += [ndimage.binary_opening(smoothed(volume) > CT_BODY_EDGE, _SQUARE) for volume in ct_volumes]
+    parts += [_opened(smoothed(volume) > CT_BODY_EDGE, 1) for volume in ct_volumes]
     body = parts[0]
     for part in parts[1:]:
         body = body | part
@@ -106,8 +103,8 @@ def _mr_body(volume: np.ndarray) -> np.ndarray:
         return np.full(image.shape, bool(image.max() > 0))
     tissue = image > air.limit
     rough = _one_piece(tissue)
-    rim = rough & ~ndimage.binary_erosion(rough, _SQUARE, iterations=3) & tissue
-    outside = image[~ndimage.binary_dilation(rough, _SQUARE, iterations=2)]
+    rim = rough & ~_eroded(rough, 3) & tissue
+    outside = image[~_dilated(rough, 2)]
     level, deviation = air.level, air.deviation
     if outside.size:  # air alone, without the dark tissue that Otsu's threshold counts with it
         level, deviation = float(np.median(outside)), float(outside.std())
@@ -117,17 +114,30 @@ def _mr_body(volume: np.ndarray) -> np.ndarray:
 
 def _one_piece(mask: np.ndarray) -> np.ndarray:
     """Closed and filled within the slices, thin bridges cut, the largest 3-D component."""
-    pad = ((0, 0), (CLOSING + 1, CLOSING + 1), (CLOSING + 1, CLOSING + 1))
-    closed = ndimage.binary_closing(np.pad(mask, pad), _NEIGHBOURS, iterations=CLOSING)
-    inner = slice(CLOSING + 1, -CLOSING - 1)
-    filled = _filled(closed[:, inner, inner])
-    opened = ndimage.binary_opening(filled, _SQUARE)
+    filled = _filled(_eroded(_dilated(mask, CLOSING), CLOSING))
+    opened = _opened(filled, 1)
     labels, count = ndimage.label(opened if opened.any() else filled)
     if count > 1:
         sizes = np.bincount(labels.ravel())
         sizes[0] = 0  # the background
         labels = labels == sizes.argmax()
     return _filled(labels.astype(bool))
+
+
+def _dilated(mask: np.ndarray, radius: int) -> np.ndarray:
+    """Dilation by a square of 2 * radius + 1 pixels within the slices; outside them there is nothing."""
+    size = (1, 2 * radius + 1, 2 * radius + 1)  # scipy's maximum filter takes one axis after the other
+    return ndimage.maximum_filter(mask, size=size, mode="constant", cval=0)
+
+
+def _eroded(mask: np.ndarray, radius: int) -> np.ndarray:
+    """The erosion that undoes `_dilated`: what lies outside the slices does not erode."""
+    size = (1, 2 * radius + 1, 2 * radius + 1)
+    return ndimage.minimum_filter(mask, size=size, mode="constant", cval=1)
+
+
+def _opened(mask: np.ndarray, radius: int) -> np.ndarray:
+    return _dilated(_eroded(mask, radius), radius)
 
 
 def _filled(mask: np.ndarray) -> np.ndarray:

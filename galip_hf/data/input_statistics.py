@@ -39,8 +39,8 @@ FEWEST_VOLUMES = 8  # for a standard deviation over volumes
 Spots = tuple[np.ndarray, np.ndarray]
 
 
-def find_spots(slices: np.ndarray) -> Spots:
-    """Bin number and foreground mask, each (S, H, W), of slices in model space."""
+def find_spots(slices: np.ndarray, body: np.ndarray | None = None) -> Spots:
+    """Bin number and body mask, each (S, H, W), of slices in model space; `body` is that mask if known."""
     clipped = np.clip(slices, -0.2, 1.6).astype(np.float32)
     near, wide = (ndimage.gaussian_filter(clipped, (0, sigma, sigma)) for sigma in (NEAR, WIDE))
     square = ndimage.gaussian_filter(clipped * clipped, (0, WIDE, WIDE))
@@ -50,7 +50,7 @@ def find_spots(slices: np.ndarray) -> Spots:
         np.digitize(wide, MEAN_EDGES),
         np.digitize(deviation, DEVIATION_EDGES),
     )
-    return np.ravel_multi_index(parts, SHAPE), body_mask([slices])
+    return np.ravel_multi_index(parts, SHAPE), body_mask([slices]) if body is None else body
 
 
 def count_spots(slices: np.ndarray) -> np.ndarray:

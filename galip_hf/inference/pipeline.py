@@ -9,12 +9,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from ..foreground import body_mask
 from ..model.configuration_galip import GalipConfig
 from ..model.errors import GalipError
 from ..model.intensity import IntensityNormalizer, NormalizedVolume
 from ..model.unet import GalipGenerator, GalipTarget, load_generator
 from ..version import DISCLAIMER, __version__
-from . import reliability as trust
+from . import reliability
 from .slices import (
     PRECISIONS,
     foreground_box,
@@ -152,7 +153,7 @@ class GalipPipeline:
         if slices is None or not self._statistics:
             return names[0]
         values = self._normalize(slices, names[0]).pixel_values[:, 0].numpy()
-        look = trust.check_source(values, next(iter(self._statistics)), self._statistics)
+        look = reliability.check_source(values, next(iter(self._statistics)), self._statistics)
         return look["looks_like"] or names[0]
 
     def __call__(
@@ -229,14 +230,15 @@ class GalipPipeline:
         given, source = source is not None, self.source_domain(source, volume)
         normalized = self._normalize(volume, source)
         slices = normalized.pixel_values[:, 0].numpy()
+        body, checked = body_mask([slices]), _at_pixel_size(slices, volume, settings.resample)
         source_report = {
             "source": source,
             "source_given": given,
             "source_rule": self.processor.intensity_rules[source],
             "source_window": [normalized.lower, normalized.upper],
             "outside_fraction": normalized.outside_fraction,
-            "input_check": trust.check_source(
-                _at_pixel_size(slices, volume, settings.resample), source, self._statistics
+            "input_check": reliability.check_source(
+                checked, source, self._statistics, body if checked is slices else None
             ),
         }
         translations = []
@@ -250,15 +252,15 @@ class GalipPipeline:
                 "slices": len(slices),
                 "rule": self.processor.intensity_rules[name],
                 "window": [lower, upper],
-                "identity": trust.identity_check(slices, translated),
+                "identity": reliability.identity_check(slices, translated, body),
                 "cycle_error": None,
             }
             cycle_map = None
             if settings.cycle:
                 (returned,) = self._run(volume, translated, [self._target(source)], settings)
-                report["cycle_error"] = trust.cycle_error(slices, returned)
+                report["cycle_error"] = reliability.cycle_error(slices, returned, body)
                 cycle_map = np.abs(returned - slices) * (normalized.upper - normalized.lower)
-            report["warnings"] = trust.warnings_of(report)
+            report["warnings"] = reliability.warnings_of(report)
             report |= self._provenance(volume, settings)
             array = self.processor.postprocess(translated, lower=lower, upper=upper)
             translations.append(Translation(volume.with_array(array), volume, report, cycle_map))

@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 
 from ..data.input_statistics import find_spots, scan_score, slice_scores
-from ..foreground import body_mask
 from ..model.domain_statistics import DomainStatistics
 
 # Mean absolute difference of output and input, in model space inside the body, below which the output counts
@@ -20,9 +19,18 @@ COLLAPSE_LEVEL = 0.02
 
 
 def check_source(
-    slices: np.ndarray, source: str, statistics: Mapping[str, DomainStatistics]
+    slices: np.ndarray,
+    source: str,
+    statistics: Mapping[str, DomainStatistics],
+    body: np.ndarray | None = None,
 ) -> dict[str, Any]:
     """Compare (S, H, W) slices in model space with the domains' training slices.
+
+    Args:
+        slices: in model space.
+        source: their domain.
+        statistics: of the training slices, by domain.
+        body: (S, H, W) bool, `foreground.body_mask` of the slices if it is known already.
 
     Returns:
         `verdict`: `ok`, `unlike` (above the limit, or closer to another domain), or `unknown` (the model
@@ -35,7 +43,7 @@ def check_source(
     }  # fmt: skip
     if source not in statistics:
         return unknown
-    spots = find_spots(slices)
+    spots = find_spots(slices, body)
     per_slice = {name: slice_scores(spots, known.counts) for name, known in statistics.items()}
     scores = {name: scan_score(values) for name, values in per_slice.items()}
     score = scores[source]
@@ -58,24 +66,23 @@ def check_source(
     }
 
 
-def cycle_error(slices: np.ndarray, returned: np.ndarray) -> dict[str, Any]:
-    """Mean |returned - input| in model space inside the input's foreground, of the scan and of each slice.
+def cycle_error(slices: np.ndarray, returned: np.ndarray, body: np.ndarray) -> dict[str, Any]:
+    """Mean |returned - input| in model space inside the input's body, of the scan and of each slice.
 
-    A slice without foreground has None.
+    All three are (S, H, W); a slice without body has None.
     """
-    error, foreground = np.abs(returned - slices), body_mask([slices])
+    error = np.abs(returned - slices)
     per_slice = [
-        float(part[mask].mean()) if mask.any() else None for part, mask in zip(error, foreground, strict=True)
+        float(part[mask].mean()) if mask.any() else None for part, mask in zip(error, body, strict=True)
     ]
-    return {"mean": float(error[foreground].mean()) if foreground.any() else None, "slices": per_slice}
+    return {"mean": float(error[body].mean()) if body.any() else None, "slices": per_slice}
 
 
-def identity_check(slices: np.ndarray, translation: np.ndarray) -> dict[str, Any]:
-    """Is the output the input? Mean |output - input| in model space inside the foreground, and a verdict."""
-    foreground = body_mask([slices])
-    if not foreground.any():
+def identity_check(slices: np.ndarray, translation: np.ndarray, body: np.ndarray) -> dict[str, Any]:
+    """Is the output the input? Mean |output - input| in model space inside the body, and a verdict."""
+    if not body.any():
         return {"mean_difference": None, "collapsed": False}
-    difference = float(np.abs(translation - slices)[foreground].mean())
+    difference = float(np.abs(translation - slices)[body].mean())
     return {"mean_difference": difference, "collapsed": difference < COLLAPSE_LEVEL}
 
 

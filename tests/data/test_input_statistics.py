@@ -99,12 +99,14 @@ def test_cycle_error_and_identity_by_hand() -> None:
     slices = np.zeros((3, 4, 4), np.float32)
     slices[0, :2], slices[1, 0] = 0.5, 1.0
     returned = slices + np.array([0.1, 0.3, 9.0], np.float32)[:, None, None]
-    error = reliability.cycle_error(slices, returned)
+    body = slices > 0
+    error = reliability.cycle_error(slices, returned, body)
     assert error["slices"] == [pytest.approx(0.1), pytest.approx(0.3), None]
     assert error["mean"] == pytest.approx((8 * 0.1 + 4 * 0.3) / 12)
-    assert reliability.identity_check(slices, slices + 0.01)["collapsed"]
-    assert not reliability.identity_check(slices, slices + 0.1)["collapsed"]
-    assert reliability.identity_check(np.zeros((1, 2, 2)), np.zeros((1, 2, 2)))["mean_difference"] is None
+    assert reliability.identity_check(slices, slices + 0.01, body)["collapsed"]
+    assert not reliability.identity_check(slices, slices + 0.1, body)["collapsed"]
+    empty = np.zeros((1, 2, 2))
+    assert reliability.identity_check(empty, empty, empty > 0)["mean_difference"] is None
 
 
 def test_few_volumes_fall_back_on_slices() -> None:
