@@ -4,7 +4,7 @@ BIN := .venv/bin
 INSTALLED := .venv/.installed
 SOURCES := galip_hf tests examples benchmarks
 
-.PHONY: demo test quality style phantom-model clean
+.PHONY: demo test test-lowest quality style phantom-model clean
 
 # Installed again only when the dependencies change.
 $(INSTALLED): setup.cfg pyproject.toml
@@ -18,6 +18,13 @@ demo: $(INSTALLED)
 test: $(INSTALLED)
 	# Some library sets the C locale when it is loaded, and with it Python's encoding of text files.
 	PYTHONUTF8=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile $(PYTEST_ARGUMENTS)
+
+# The tests with every dependency at its lower bound in setup.cfg, in an environment of their own (several GB).
+test-lowest:
+	test -x .venv-lowest/bin/python || $(PYTHON) -m venv .venv-lowest
+	.venv-lowest/bin/python .ci/lowest_constraints.py > .venv-lowest/constraints.txt
+	.venv-lowest/bin/python -m pip install --quiet --disable-pip-version-check -e ".[test]" -c .venv-lowest/constraints.txt
+	PYTHONUTF8=1 .venv-lowest/bin/python -m pytest --numprocesses 2 --dist loadfile $(PYTEST_ARGUMENTS)
 
 quality: $(INSTALLED)
 	$(BIN)/ruff check $(SOURCES)
@@ -33,4 +40,4 @@ phantom-model: $(INSTALLED)
 	$(BIN)/python examples/make_phantom_model.py
 
 clean:
-	rm -rf .venv outputs build *.egg-info
+	rm -rf .venv .venv-lowest outputs build *.egg-info

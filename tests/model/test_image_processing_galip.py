@@ -212,8 +212,8 @@ def test_auto_class_and_remote_code(
     processor.save_pretrained(tmp_path)
     files = {path.name for path in tmp_path.glob("*.py")}
     assert files == {
-        "image_processing_galip.py", "configuration_galip.py", "domain_statistics.py", "domains.py", "errors.py",
-        "intensity.py",
+        "image_processing_galip.py", "configuration_galip.py", "domain_statistics.py", "domains.py",
+        "errors.py", "intensity.py",
     }  # fmt: skip
     loaded = AutoImageProcessor.from_pretrained(tmp_path, trust_remote_code=True)
     assert loaded.intensity_rules == processor.intensity_rules
