@@ -40,7 +40,8 @@ def commands(start: str) -> list[str]:
 
 def run(command: str, directory: Path, *more: str) -> str:
     """Run a command of the README in `directory`, where the repository's examples are linked."""
-    (directory / "examples").symlink_to(ROOT / "examples")
+    if not (directory / "examples").exists():
+        (directory / "examples").symlink_to(ROOT / "examples")
     program, *arguments = shlex.split(command, comments=True)
     executable = sys.executable if program == "python" else str(Path(sys.executable).with_name(program))
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
@@ -83,14 +84,19 @@ def test_the_preparation_of_ixi(tmp_path: Path) -> None:
     prepare, inspect = commands("galip-hf prepare")[0], commands("galip-hf inspect")[0]
     # Cut short: registration has its own tests.
     assert "train: 25 subjects" in run(prepare, tmp_path, "--register", "header", "--workers", "1")
-    (tmp_path / "examples").unlink()
     assert "test: 10 subjects" in run(inspect, tmp_path)
     assert (tmp_path / "outputs/ixi.png").is_file()
 
 
-@pytest.mark.parametrize("start", ["python examples/train.py", "accelerate launch"])
+@pytest.mark.parametrize("start", ["galip-hf train phantom.yaml", "accelerate launch"])
 def test_the_training_commands(tmp_path: Path, start: str) -> None:
-    (command,) = commands(start)
+    (init,) = commands("galip-hf train --init")
+    init, _, recipe = init.partition(" > ")
+    (tmp_path / recipe.split()[0]).write_text(run(init, tmp_path), encoding="utf-8")
+    *dry_runs, command = commands(start)
+    for dry_run in dry_runs:
+        assert "memory  about" in run(dry_run, tmp_path, *CUT_SHORT)
+        assert not (tmp_path / "outputs").exists()
     output = run(command, tmp_path, *CUT_SHORT)
     assert "model: outputs/phantom/model" in output
     assert (tmp_path / "outputs/phantom/model/model.safetensors").is_file()
