@@ -17,7 +17,7 @@ from .training_args import GalipTrainingArguments
 _FLOAT, _HALF = 4, 2  # bytes
 
 # A step holds the graphs of two translations at a time, and gradients and copies on top.
-_TRANSLATIONS = 3.4
+_TRANSLATIONS = 3.3
 # Bytes of the frozen ViT and of the heads for each image, token, channel and block.
 _VIT_BYTES = 16
 # Share of the translations' memory that is left in half precision (norms stay in float32), and when blocks

@@ -8,6 +8,7 @@ import pytest
 import torch
 from conftest import MakeTrainer, filled_model, tiny_config, tiny_run_recipe
 from safetensors.torch import load_file
+from torch.backends import cuda
 
 from galip_hf import GalipError, GalipForImageTranslation
 from galip_hf.training.precision import use_deterministic_algorithms, with_launcher_precision
@@ -79,6 +80,8 @@ def restored_algorithms(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     yield
     torch.use_deterministic_algorithms(False)
     torch.backends.cudnn.benchmark = benchmark
+    for enable in (cuda.enable_flash_sdp, cuda.enable_mem_efficient_sdp, cuda.enable_cudnn_sdp):
+        enable(True)
     os.environ.pop("CUBLAS_WORKSPACE_CONFIG", None)
 
 
@@ -90,6 +93,8 @@ def test_deterministic_algorithms_are_chosen_on_request(
     assert torch.are_deterministic_algorithms_enabled() is deterministic
     assert torch.is_deterministic_algorithms_warn_only_enabled() is deterministic
     assert torch.backends.cudnn.benchmark is not deterministic
+    fast = (cuda.flash_sdp_enabled(), cuda.mem_efficient_sdp_enabled(), cuda.cudnn_sdp_enabled())
+    assert fast == (not deterministic,) * 3 and cuda.math_sdp_enabled()
     assert os.environ.get("CUBLAS_WORKSPACE_CONFIG") == (":4096:8" if deterministic else None)
 
 
