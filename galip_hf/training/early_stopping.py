@@ -11,7 +11,7 @@ _LOWER_IS_BETTER = ("mae", "fid", "kid", "cycle")
 
 
 class BestValidation:
-    """Follows one figure of the validation; its state belongs into a checkpoint.
+    """Follows one figure of the validation; its state is part of a checkpoint.
 
     Args:
         metric: name of a figure, such as `psnr`, `fid` or `psnr T1->T2`; its first word says which way is

@@ -1,4 +1,4 @@
-"""What a recipe may say, and how its YAML file is read: with strict keys and types.
+"""The keys of a recipe, and how its YAML file is read: unknown keys and wrong types are errors.
 
 ```yaml
 model: {base_channels: 32}            # fields of GalipConfig; text widths follow the CLIP model
@@ -159,7 +159,7 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
         raise GalipError(
             f"{path}.data: found {found} sources; expected exactly one of phantom, files, table, streaming"
         )
-    GalipConfig.from_dict(recipe.model)  # a misspelt key is told before hours of preparation
+    GalipConfig.from_dict(recipe.model)  # reject misspelt keys before anything runs
     return recipe
 
 

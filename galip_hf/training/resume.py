@@ -58,7 +58,7 @@ def save_run(state: TrainingState, run: RunIdentity, processes: ProcessGroup, di
     Raises:
         GalipError: it cannot be written; on all processes.
     """
-    # What each process has seen since the last log entry is its own.
+    # Counters since the last log entry differ between processes.
     own_states = gather_object([{"guard": state.guard.state_dict(), "record": state.record.state_dict()}])
 
     def write() -> None:

@@ -1,7 +1,8 @@
 """What `training.json`, beside the weights of a run, says of it: the facts for the model's card.
 
 They come from the run itself (log, arguments, data), and are the same whenever the model is saved at the same
-step. Of paths only the last name is told, and nothing of trackers or the Hub: the file is pushed.
+step. The file is pushed with the model, so paths are cut to their last name, and trackers and Hub settings
+are left out.
 """
 
 import json
@@ -108,7 +109,7 @@ def _figures(log: list[dict[str, Any]], logging_steps: int) -> dict[str, Any]:
 
 
 def recipe_facts(recipe: Recipe, table: "datasets.DatasetDict | None") -> dict[str, Any]:
-    """What a recipe and its table say of the data and of the CLIP model."""
+    """Facts about the data and the CLIP model, from a recipe and its table."""
     facts: dict[str, Any] = {"data": _data_facts(recipe)}
     if recipe.clip.tiny:
         facts["clip"] = (

@@ -1,4 +1,4 @@
-"""What a run tells while it trains: `log.jsonl` always, TensorBoard, Weights & Biases and Trackio on request.
+"""The log of a run: `log.jsonl` always, TensorBoard, Weights & Biases and Trackio on request.
 
 A tracker is never fatal: one that cannot be imported, started or written to gives one warning and is left out
 from then on. Accelerate's tracker classes do the talking.

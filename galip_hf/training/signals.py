@@ -40,14 +40,14 @@ def noted_signals() -> Iterator[list[str]]:
 
 
 class SignalsOfWorkers:
-    """`worker_init_fn` of a DataLoader: its processes leave the signals to their parent.
+    """`worker_init_fn` of a DataLoader: worker processes leave signals to their parent.
 
     Ctrl-C and the SIGTERM of a job's end go to all processes of the job; a worker that died of it would end
     the parent with an error, in the middle of the step that it wants to save.
     """
 
     def __init__(self) -> None:
-        # At its own exit the parent ends its workers by SIGTERM, and waits for them; just before comes this.
+        # At exit the parent terminates its workers with SIGTERM and waits; this flag is set just before.
         self._parent_ends = torch.zeros((), dtype=torch.bool).share_memory_()
         Finalize(None, self._parent_ends.fill_, (True,), exitpriority=0)
 

@@ -57,9 +57,9 @@ class StepLoader:
         self.accumulation = arguments.gradient_accumulation_steps
         self._is_stream = isinstance(dataset, torch.utils.data.IterableDataset)
         if self._is_stream:
-            processes = 1  # its length is this process's
+            processes = 1  # the length of a stream is that of one process's share
         pairs = arguments.batch_size * self.accumulation * processes
-        # What settles the items besides the training arguments: of a stream, its workers' number too.
+        # What determines the items besides the training arguments; for a stream also the number of workers.
         self.fingerprint: str = dataset.fingerprint + (
             f", {arguments.num_workers} workers" if self._is_stream else ""
         )
@@ -74,8 +74,8 @@ class StepLoader:
         self._processes, self._process = processes, process
 
     def steps(self, start: int) -> Generator[list[UnpairedBatch], None, None]:
-        """The batches of step `start` and of all that follow, for ever. Close it: its workers then end."""
-        # Made here and held by nothing else, so that the end of this generator is the end of the workers.
+        """Batches of step `start` and of all later steps, without end; closing the generator ends the workers."""
+        # Nothing else holds the loader, so its workers end with this generator.
         positions = _Positions(
             self.steps_per_epoch * self.accumulation,
             self._arguments.batch_size,

@@ -31,7 +31,7 @@ class GalipLossWeights:
 
 @dataclass(frozen=True)
 class GalipTrainingArguments:
-    """What a run of `GalipTrainer` needs to know. The defaults are the paper's where it states them.
+    """Settings of a run of `GalipTrainer`. The defaults are the paper's where it states them.
 
     Args:
         output_dir: receives `model/` (EMA weights, for use), `checkpoints/` (for resuming) and `log.jsonl`.
@@ -54,7 +54,7 @@ class GalipTrainingArguments:
             together, a weight's share in the average has halved. So it does not depend on the batch.
         horizontal_flip: mirror each training slice with probability 1/2.
         augmentation: see `SliceAugmentation`.
-        seed: settles initialisation and sampling.
+        seed: of the initial weights, the sampling and the augmentation.
         mixed_precision: `no` (float32), `bf16` or `fp16`; None is what `accelerate launch --mixed_precision`
             says, or `no`.
         deterministic: prefer deterministic algorithms; on CUDA some operations have none, see

@@ -41,7 +41,7 @@ _PICTURES_A_DOMAIN = 2
 
 @dataclass(frozen=True)
 class _Case:
-    """One subject in one direction: the table's rows of its sources, and of its targets where it has them."""
+    """One subject in one direction: rows of its source slices, and of its target slices if it has any."""
 
     direction: tuple[str, str]
     source_rows: np.ndarray
@@ -83,7 +83,7 @@ class Validation:
         if not self._cases:
             raise GalipError(f"the validation split has no slices of {', '.join(domains)}; add some")
         if any(case.target_rows is None for case in self._cases):
-            require("torchmetrics", "evaluate")  # told now, not after the first validation_steps
+            require("torchmetrics", "evaluate")  # fail now, not after the first validation_steps
         self._references: dict[str, Histogram] = {}
         self._real_features: dict[str, Any] = {}
         self._matched_change: dict[int, float] = {}
@@ -94,8 +94,8 @@ class Validation:
         rows = pairs[:, 0] if len(pairs) else domain_rows(self._table, source)
         cases = []
         for subject in np.unique(self._subjects[rows]):
-            its = self._subjects[rows] == subject
-            cases.append(_Case((source, target), rows[its], pairs[its, 1] if len(pairs) else None))
+            own = self._subjects[rows] == subject
+            cases.append(_Case((source, target), rows[own], pairs[own, 1] if len(pairs) else None))
         return cases
 
     def __call__(self, model: GalipForImageTranslation) -> dict[str, float]:
@@ -126,7 +126,7 @@ class Validation:
         }
 
     def _score(self, index: int, model: GalipForImageTranslation) -> dict[str, Any]:
-        """What one subject says about its direction."""
+        """Figures of one subject in one direction."""
         case = self._cases[index]
         (source_domain, target_domain), source = case.direction, self._slices(case.source_rows)
         translation = translate_slices(model, source, target_domain)
@@ -222,7 +222,7 @@ class Validation:
         rows = domain_rows(self._table, domain)
         subjects = np.unique(self._subjects[rows])[:_PICTURES_A_DOMAIN]
         of_subject = [rows[self._subjects[rows] == subject] for subject in subjects]
-        return [int(its[len(its) // 2]) for its in of_subject]
+        return [int(slices[len(slices) // 2]) for slices in of_subject]
 
     def _registered_with(self, row: int, source: str, target: str) -> int | None:
         if source == target:
