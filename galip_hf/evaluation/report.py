@@ -209,6 +209,7 @@ def model_index(report: Mapping[str, Any], *, model_name: str, dataset: str, spl
 
     results = []
     for protocol in (FIXED, PAPER):
+        version = report["protocols"][protocol.name]["version"]  # a report may be older than this code
         for region in REGIONS[protocol.name]:
             cells = report["protocols"][protocol.name][region]["directions"]
             for direction, cell in cells.items():
@@ -219,7 +220,7 @@ def model_index(report: Mapping[str, Any], *, model_name: str, dataset: str, spl
                     unit = " (HU)" if measure == "mae" and hounsfield and protocol is FIXED else ""
                     name = (
                         f"{METRIC_NAMES[measure]}{unit} {direction}, protocol {protocol.name} "
-                        f"v{protocol.version}, {region}, mean of {cell['n']} subjects"
+                        f"v{version}, {region}, mean of {cell['n']} subjects"
                     )
                     results.append(
                         EvalResult(
