@@ -74,7 +74,7 @@ class StepLoader:
         self._processes, self._process = processes, process
 
     def steps(self, start: int) -> Generator[list[UnpairedBatch], None, None]:
-        """Batches of step `start` and of all later steps, without end; closing the generator ends the workers."""
+        """Batches of step `start` and of all later steps, without end; closing it ends the workers."""
         # Nothing else holds the loader, so its workers end with this generator.
         positions = _Positions(
             self.steps_per_epoch * self.accumulation,
