@@ -78,12 +78,15 @@ class Volume:
         path: the file (for DICOM, the folder) read, None for an array made in memory.
         spacing: mm between slices, rows and columns; (1, 1, 1) where the file has no geometry.
         source: the way back to the file's own axes.
+        notes: what the reader had to assume or mend, a sentence each; a translation's report repeats them
+            among its warnings.
     """
 
     array: np.ndarray
     path: Path | None
     spacing: tuple[float, float, float]
     source: FileLayout
+    notes: tuple[str, ...] = ()
 
     @classmethod
     def from_array(cls, array: np.ndarray) -> Volume:

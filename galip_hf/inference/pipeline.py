@@ -260,7 +260,7 @@ class GalipPipeline:
                 (returned,) = self._run(volume, translated, [self._target(source)], settings)
                 report["cycle_error"] = reliability.cycle_error(slices, returned, body)
                 cycle_map = np.abs(returned - slices) * (normalized.upper - normalized.lower)
-            report["warnings"] = reliability.warnings_of(report)
+            report["warnings"] = [*volume.notes, *reliability.warnings_of(report)]
             report |= self._provenance(volume, settings)
             array = self.processor.postprocess(translated, lower=lower, upper=upper)
             translations.append(Translation(volume.with_array(array), volume, report, cycle_map))
