@@ -21,9 +21,10 @@ from galip_hf.cli import main as galip_hf
 from galip_hf.data import phantom
 from galip_hf.data.input_statistics import measure_statistics
 from galip_hf.data.phantom_table import phantom_subject_seed, phantom_volumes
+from galip_hf.data.slice_geometry import measure_geometry
 from galip_hf.data.table import SubjectVolume, write_table
 from galip_hf.training.recipe import Recipe, load_recipe
-from galip_hf.training.run_recipe import prepare_table, run_recipe
+from galip_hf.training.run_recipe import prepare_table, run_recipe, table_directory
 
 EXAMPLES = Path(__file__).resolve().parent
 TARGET = Path("examples", "phantom_model")  # from the repository's root: card and report name it
@@ -46,11 +47,12 @@ def evaluation_volumes(recipe: Recipe, processor: GalipImageProcessor) -> Iterat
 
 
 def measure_input_statistics(recipe: Recipe, directory: Path) -> None:
-    """Measure the statistics of the training slices again, into the processor beside the weights."""
+    """Measure statistics and geometry of the training slices again, into the processor beside the weights."""
     processor = GalipImageProcessor.from_pretrained(directory)
     config = GalipConfig.from_pretrained(directory)
     table = prepare_table(recipe, config)
     processor.set_statistics(measure_statistics(table["train"], config.domain_names))
+    processor.set_geometry(measure_geometry(table["train"], table_directory(recipe)))
     processor.save_pretrained(directory)
 
 

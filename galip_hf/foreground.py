@@ -96,6 +96,15 @@ def body_mask(mr_volumes: Sequence[np.ndarray], ct_volumes: Sequence[np.ndarray]
     return _one_piece(body)
 
 
+def body_extent(body: np.ndarray) -> float | None:
+    """Side in pixels of the square with the area of the in-plane bounding box of an (S, H, W) mask."""
+    rows = np.flatnonzero(np.any(body, axis=(0, 2)))
+    columns = np.flatnonzero(np.any(body, axis=(0, 1)))
+    if not len(rows):
+        return None
+    return float(np.sqrt((rows[-1] - rows[0] + 1) * (columns[-1] - columns[0] + 1)))
+
+
 def _mr_body(volume: np.ndarray) -> np.ndarray:
     image = smoothed(volume)
     air = find_air(image)
@@ -151,4 +160,4 @@ def _filled(mask: np.ndarray) -> np.ndarray:
     return filled
 
 
-__all__ = ["CT_AIR", "Air", "above_air", "body_mask", "find_air"]
+__all__ = ["CT_AIR", "Air", "above_air", "body_extent", "body_mask", "find_air"]

@@ -14,7 +14,7 @@ def add_parser(commands: Any) -> None:
     parser.add_argument("model", help="model directory or Hub repository")
     parser.add_argument("--name", required=True, metavar="FLAIR", help="name of the new domain")
     parser.add_argument("--prompt", required=True, metavar="TEXT", help="its prompt, kept verbatim")
-    parser.add_argument("--modality", required=True, choices=("MR", "CT"))
+    parser.add_argument("--modality", required=True, help="MR, CT, CBCT, PET, or another by name")
     parser.add_argument(
         "--intensity",
         metavar="RULE",
@@ -37,7 +37,7 @@ def add_parser(commands: Any) -> None:
 def _add_domain(arguments: argparse.Namespace) -> None:
     from ..clip.backbone import ClipBackbone
     from ..files import atomic_write
-    from ..model.domains import DEFAULT_RULES
+    from ..model.domains import default_rule
     from ..model.image_processing_galip import GalipImageProcessor
     from ..model.modeling_galip import GalipForImageTranslation
     from ..training.add_domain import add_domain
@@ -55,12 +55,14 @@ def _add_domain(arguments: argparse.Namespace) -> None:
         "modality": arguments.modality,
         "intensity": parse_intensity(arguments.intensity, f"--intensity {arguments.intensity}")
         if arguments.intensity
-        else DEFAULT_RULES[arguments.modality],
+        else default_rule(arguments.modality),
     }
     model = GalipForImageTranslation.from_pretrained(arguments.model)
     grown = add_domain(model, domain, ClipBackbone.from_pretrained(arguments.clip), like=arguments.like)
     processor = GalipImageProcessor(grown.config.domains)
-    processor.set_statistics(GalipImageProcessor.from_pretrained(arguments.model).statistics)
+    known = GalipImageProcessor.from_pretrained(arguments.model)
+    processor.set_statistics(known.statistics)
+    processor.set_geometry(known.geometry)
     with atomic_write(output) as temporary:
         grown.save_pretrained(temporary)
         processor.save_pretrained(temporary)

@@ -52,7 +52,7 @@ def _names(text: str, option: str) -> list[str]:
 
 def _domains_of(arguments: argparse.Namespace, count: int) -> list[dict]:
     """The domains of a converted model, from the command line."""
-    from ..model.domains import DEFAULT_RULES
+    from ..model.domains import default_rule
 
     names = _names(arguments.domains, "--domains")
     if len(names) != count:
@@ -75,7 +75,7 @@ def _domains_of(arguments: argparse.Namespace, count: int) -> list[dict]:
         )
     # The authors scale slices to [0, 1] before training; these rules do so for whole volumes.
     return [
-        {"name": name, "prompt": prompt, "modality": modality, "intensity": DEFAULT_RULES.get(modality, {})}
+        {"name": name, "prompt": prompt, "modality": modality, "intensity": default_rule(modality)}
         for name, prompt, modality in zip(names, prompts, modalities, strict=True)
     ]
 

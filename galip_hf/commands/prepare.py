@@ -116,9 +116,9 @@ def _source(arguments: argparse.Namespace) -> "Source":
 
 
 def _rules(options: list[str], domains: tuple[str, ...]) -> dict[str, dict[str, Any]]:
-    from ..model.domains import DEFAULT_RULES
+    from ..model.domains import DEFAULT_RULES, default_rule
 
-    rules = {name: DEFAULT_RULES["CT" if name.upper() == "CT" else "MR"] for name in domains}
+    rules = {name: default_rule(name.upper() if name.upper() in DEFAULT_RULES else "MR") for name in domains}
     for option in options:
         name, _, text = option.partition("=")
         if name not in rules:

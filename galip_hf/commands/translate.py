@@ -76,7 +76,7 @@ def add_parser(commands: Any) -> None:
     translate.add_argument(
         "--axis",
         choices=("axial", "coronal", "sagittal"),
-        help="plane of the slices (default: axial, by the scan's affine)",
+        help="plane of the slices (default: that of the training, else axial, by the scan's affine)",
     )
     existing = translate.add_mutually_exclusive_group()
     existing.add_argument("--overwrite", action="store_true", help="replace existing outputs")
@@ -90,10 +90,22 @@ def add_parser(commands: Any) -> None:
         help="also translate back: NAME_cycle and a number (twice the time)",
     )
     translate.add_argument(
-        "--crop", action="store_true", help="translate the foreground's box only (a multiple of 32)"
+        "--geometry",
+        choices=("model", "native"),
+        default="model",
+        help="model (default): bring the scan to plane, pixel size and canvas of the training slices, and "
+        "the translation back; native: take the scan as it is",
     )
     translate.add_argument(
-        "--resample", type=float, metavar="MM", help="translate at this pixel size; undone afterwards"
+        "--crop",
+        action="store_true",
+        help="with --geometry native: translate the foreground's box only (a multiple of 32)",
+    )
+    translate.add_argument(
+        "--resample",
+        type=float,
+        metavar="MM",
+        help="translate at this pixel size (default: that of the training); undone afterwards",
     )
     translate.add_argument("--figure", action="store_true", help="also write NAME_figure.png, three slices")
     translate.add_argument("--batch-size", type=int, default=4, help="slices translated at once (default: 4)")
@@ -191,8 +203,10 @@ def _run(
                 arguments.source,
                 batch_size=arguments.batch_size,
                 cycle=arguments.cycle_map,
+                geometry=arguments.geometry,
                 crop=arguments.crop,
                 resample=arguments.resample,
+                axis=arguments.axis,
                 advance=bar.update,
             )
             for volume in volumes

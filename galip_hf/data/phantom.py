@@ -9,7 +9,8 @@ spin-echo signal
 of each tissue, mixed by the fractions, times a smooth bias field and a gain, with Rician noise. It is meant
 for tests, examples and benchmarks of translation code; it is no model of any patient.
 
-Frame: x to the right of the image, y anterior (up), z superior, all about -1..1 over the field of view.
+Frame: x to the right of the image, y anterior (up), z superior, all about -1..1 over the field of view,
+which is `FIELD_OF_VIEW` mm.
 """
 
 from __future__ import annotations
@@ -44,6 +45,8 @@ TISSUE_PARAMETERS: dict[str, tuple[float, float, float]] = {
     "lesion": (0.88, 1000.0, 150.0),
 }
 TISSUES: tuple[str, ...] = tuple(TISSUE_PARAMETERS)
+
+FIELD_OF_VIEW = 256.0  # mm, along rows and columns: the head is then as large as an adult's
 
 # Second entry of the seed: keeps the random streams of one subject apart (contrasts take 0, 1, 2).
 _ANATOMY_STREAM, _TISSUE_STREAM = 100, 101

@@ -39,7 +39,15 @@ def phantom_volumes(
     def volume(split: str, index: int, contrast: str, subject_seed: int) -> SubjectVolume:
         subject = phantom.make_subject(subject_seed, size=recipe.size, slices=recipe.slices)
         array = processor.normalize_volume(phantom.render(subject, contrast), contrast).pixel_values[:, 0]
-        return SubjectVolume(np.asarray(array), contrast, f"phantom-{subject_seed}", split)
+        pixel = phantom.FIELD_OF_VIEW / recipe.size
+        return SubjectVolume(
+            np.asarray(array),
+            contrast,
+            f"phantom-{subject_seed}",
+            split,
+            plane="axial",
+            pixel_size=(pixel, pixel),
+        )
 
     for contrast in phantom.CONTRASTS:
         for index in range(recipe.train_subjects):

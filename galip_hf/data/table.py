@@ -49,7 +49,8 @@ class SubjectVolume:
     """One normalised volume on its way into a table.
 
     `array` is (S, H, W) float32 in model space, S being the axis that is sliced. `split` is one of `train`,
-    `validation` and `test`. `first_slice` is the position of `array[0]` in its scan.
+    `validation` and `test`. `first_slice` is the position of `array[0]` in its scan. `plane` (`axial`,
+    `coronal` or `sagittal`) and `pixel_size` (mm between rows and columns) are None where they are unknown.
     """
 
     array: np.ndarray
@@ -57,6 +58,8 @@ class SubjectVolume:
     subject: str
     split: str
     first_slice: int = 0
+    plane: str | None = None
+    pixel_size: tuple[float, float] | None = None
 
 
 def crop_or_pad(slices: np.ndarray, size: int) -> np.ndarray:
@@ -98,10 +101,14 @@ class _SplitWriters:
         self.source_of: dict[bytes, tuple[str, str, str, int]] = {}
         self.duplicates: list[str] = []
         self.hashes: dict[str, Any] = {}
+        self.planes: set[str | None] = set()
+        self.pixel_sizes: list[tuple[float, float] | None] = []
 
     def add(self, volume: SubjectVolume) -> None:
         """Check one volume and append its slices that are not near-empty."""
         array = self._checked(volume)
+        self.planes.add(volume.plane)
+        self.pixel_sizes.append(volume.pixel_size)
         if self.image_size is not None:
             array = crop_or_pad(array, self.image_size)
         if self.size is None:
@@ -252,9 +259,20 @@ class _SplitWriters:
             "domains": self.domains,
             "minimum_foreground": self.minimum_foreground,
             "splits": splits,
+            "geometry": self._geometry(),
             "excluded": self.excluded,
             "identical_slices": self.duplicates[:_LISTED_DUPLICATES],
             "identical_slice_count": len(self.duplicates),
+        }
+
+    def _geometry(self) -> dict[str, Any]:
+        """Planes and pixel size in mm (rows, columns) of the slices; empty or None where any is unknown."""
+        sizes = [size for size in self.pixel_sizes if size is not None]
+        known = len(sizes) == len(self.pixel_sizes)
+        return {
+            "planes": [] if None in self.planes else sorted(plane for plane in self.planes if plane),
+            "pixel_size": np.median(sizes, axis=0).tolist() if known else None,
+            "pixel_size_range": [float(np.min(sizes)), float(np.max(sizes))] if known else None,
         }
 
 

@@ -116,6 +116,31 @@ class Volume:
             )
         return replace(self, array=np.ascontiguousarray(_real(data, "array"), dtype=np.float32))
 
+    @property
+    def plane(self) -> str | None:
+        """The anatomical plane of the slices; None for a file without geometry."""
+        affine = self.source.affine
+        if affine is None:
+            return None
+        world_axis = int(nib.orientations.io_orientation(affine)[self.source.axes[0], 0])
+        return next(plane for plane, axis in AXES.items() if axis == world_axis)
+
+    def in_plane(self, plane: str) -> Volume:
+        """The same scan as slices of another plane; itself where it has no geometry or is one slice thick.
+
+        Raises:
+            GalipError: an unknown plane.
+        """
+        checked_axis(plane)
+        header = self.source.header
+        if header is None or self.plane == plane or sum(length > 1 for length in self.source.grid) < 3:
+            return self
+        layout = replace(
+            nifti_layout(header, str(self.path or "scan"), plane), instances=self.source.instances
+        )
+        array = layout.arrange(self.to_source_array())
+        return replace(self, array=array, spacing=nifti_spacing(layout), source=layout)
+
     def to_source_array(self) -> np.ndarray:
         """`array` put back in the axis order and shape of the file."""
         return self.source.restore(self.array)

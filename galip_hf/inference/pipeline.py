@@ -11,24 +11,21 @@ import torch
 
 from ..foreground import body_mask
 from ..model.configuration_galip import GalipConfig
+from ..model.domains import HOUNSFIELD_MODALITIES
 from ..model.errors import GalipError
 from ..model.intensity import IntensityNormalizer, NormalizedVolume
 from ..model.unet import GalipGenerator, GalipTarget, load_generator
 from ..version import DISCLAIMER, __version__
 from . import reliability
-from .slices import (
-    PRECISIONS,
-    foreground_box,
-    precision_in_words,
-    resize_slices,
-    translate_to_targets,
-)
+from .placement import Placement, place_as_trained, place_natively
+from .slices import PRECISIONS, precision_in_words, translate_to_targets
 from .translation import Translation
 
 if TYPE_CHECKING:
     from ..data.volumes import Volume
 
 Advance = Callable[[int], object]
+GEOMETRIES = ("model", "native")
 
 
 def load_model(
@@ -92,6 +89,7 @@ class GalipPipeline:
         self.precision = precision
         self.name = name or model.config.name_or_path or "unnamed"
         self._statistics = processor.statistics
+        self._geometry = processor.geometry
         self._targets: dict[str, GalipTarget] = {}
 
     @classmethod
@@ -164,6 +162,7 @@ class GalipPipeline:
         *,
         batch_size: int = 4,
         cycle: bool = False,
+        geometry: str = "model",
         crop: bool = False,
         resample: float | None = None,
         axis: str | None = None,
@@ -178,10 +177,14 @@ class GalipPipeline:
             source: the domain of the input; None where the domains share one intensity rule.
             batch_size: slices translated at once.
             cycle: also translate back to the source, for the cycle map and error.
-            crop: translate the foreground's bounding box only, grown to a multiple of 32.
-            resample: pixel size in mm at which to translate (linear interpolation within the slices, undone
-                afterwards); None for the scan's own.
-            axis: plane of the slices, `axial`, `coronal` or `sagittal`; None: axial by the scan's affine.
+            geometry: `model` brings the scan into the form of the training slices (plane, pixel size, body in
+                the middle of the canvas) and the translation back onto the scan's grid; `native` takes the
+                scan as it is, as does a model that keeps no geometry of its training slices.
+            crop: with `native`, translate the foreground's bounding box only, grown to a multiple of 32.
+            resample: pixel size in mm at which to translate (undone afterwards); None for the training's, or
+                with `native` for the scan's own.
+            axis: plane of the slices, `axial`, `coronal` or `sagittal`; None: the training's plane, or with
+                `native` axial by the scan's affine.
             advance: called with the number of slices done since the last call; there are
                 S * targets * (2 with `cycle`) of them.
 
@@ -196,6 +199,8 @@ class GalipPipeline:
             raise GalipError(f"target: found {targets}; expected at least one domain, each once")
         if batch_size < 1:
             raise GalipError(f"batch_size is {batch_size}; expected 1 or more")
+        if geometry not in GEOMETRIES:
+            raise GalipError(f"geometry is {geometry!r}; expected one of {', '.join(GEOMETRIES)}")
         if resample is not None and not 0 < resample < math.inf:
             raise GalipError(f"resample is {resample}; expected a pixel size in mm, more than 0")
         several = isinstance(scan, (list, tuple))
@@ -206,7 +211,7 @@ class GalipPipeline:
                 _single_volume(one, axis),
                 targets,
                 source,
-                _Settings(batch_size, cycle, crop, resample, advance),
+                _Settings(batch_size, cycle, geometry, crop, resample, axis, advance),
             )
         ]
         return translations if several or not isinstance(target, str) else translations[0]
@@ -227,28 +232,39 @@ class GalipPipeline:
         self, volume: "Volume", names: list[str], source: str | None, settings: "_Settings"
     ) -> list[Translation]:
         targets = [self._target(name) for name in names]
+        volume = self._in_training_plane(volume, settings)
         given, source = source is not None, self.source_domain(source, volume)
         normalized = self._normalize(volume, source)
         slices = normalized.pixel_values[:, 0].numpy()
-        body, checked = body_mask([slices]), _at_pixel_size(slices, volume, settings.resample)
+        hounsfield = self._modality(source) in HOUNSFIELD_MODALITIES
+        body = body_mask([slices])
+        placement = self._place(volume, slices, body, settings)
+        resized = placement.resize(slices)
         source_report = {
             "source": source,
             "source_given": given,
             "source_rule": self.processor.intensity_rules[source],
             "source_window": [normalized.lower, normalized.upper],
             "outside_fraction": normalized.outside_fraction,
+            "far_outside_fraction": normalized.far_outside_fraction,
+            "padding_fraction": normalized.padding_fraction,
+            "metal_slices": reliability.metal_slices(volume.array) if hounsfield else [],
+            "geometry": placement.report,
             "input_check": reliability.check_source(
-                checked, source, self._statistics, body if checked is slices else None
+                resized, source, self._statistics, body if resized is slices else None
             ),
         }
+        notes = [*volume.notes, *placement.notes]
+        if self._geometry is not None:
+            notes += reliability.doubts_of_kind(volume, slices, body, self._geometry, hounsfield=hounsfield)
         translations = []
-        for name, translated in zip(names, self._run(volume, slices, targets, settings), strict=True):
+        for name, translated in zip(names, self._run(placement, slices, targets, settings), strict=True):
             # A percentile window belongs to one scan: an MR translation keeps the input's scale.
             lower, upper = self.processor.fixed_window(name) or (normalized.lower, normalized.upper)
             report: dict[str, Any] = {
                 **source_report,
                 "target": name,
-                "target_modality": self.config.domains[self.config.domain_index(name)]["modality"],
+                "target_modality": self._modality(name),
                 "slices": len(slices),
                 "rule": self.processor.intensity_rules[name],
                 "window": [lower, upper],
@@ -257,35 +273,59 @@ class GalipPipeline:
             }
             cycle_map = None
             if settings.cycle:
-                (returned,) = self._run(volume, translated, [self._target(source)], settings)
+                (returned,) = self._run(placement, translated, [self._target(source)], settings)
                 report["cycle_error"] = reliability.cycle_error(slices, returned, body)
                 cycle_map = np.abs(returned - slices) * (normalized.upper - normalized.lower)
-            report["warnings"] = [*volume.notes, *reliability.warnings_of(report)]
+            report["warnings"] = [*notes, *reliability.warnings_of(report)]
             report |= self._provenance(volume, settings)
             array = self.processor.postprocess(translated, lower=lower, upper=upper)
             translations.append(Translation(volume.with_array(array), volume, report, cycle_map))
         return translations
 
+    def _modality(self, domain: str) -> str:
+        return self.config.domains[self.config.domain_index(domain)]["modality"]
+
+    def _in_training_plane(self, volume: "Volume", settings: "_Settings") -> "Volume":
+        """The scan in the plane asked for; else, of the planes trained on, in that of its finest pixels."""
+        if settings.axis is not None:
+            return volume.in_plane(settings.axis)
+        if settings.geometry == "native" or self._geometry is None or not self._geometry.planes:
+            return volume
+        choices = [volume.in_plane(plane) for plane in self._geometry.planes]
+        return min(choices, key=lambda choice: max(choice.spacing[1:]))
+
+    def _place(
+        self, volume: "Volume", slices: np.ndarray, body: np.ndarray, settings: "_Settings"
+    ) -> Placement:
+        if settings.geometry == "model" and self._geometry is not None:
+            return place_as_trained(volume, body, self._geometry, settings.resample)
+        why = (
+            "asked for"
+            if settings.geometry == "native"
+            else "the model keeps no geometry of its training slices, so the scan was taken as it is"
+        )
+        return place_natively(volume, slices, settings.resample, settings.crop, why)
+
     def _run(
-        self, volume: "Volume", slices: np.ndarray, targets: list[GalipTarget], settings: "_Settings"
+        self, placement: Placement, slices: np.ndarray, targets: list[GalipTarget], settings: "_Settings"
     ) -> list[np.ndarray]:
-        """Slices in model space to the targets, through resampling and crop and back."""
-        given = _at_pixel_size(slices, volume, settings.resample)
-        box = (slice(None), *(foreground_box(given) if settings.crop else ()))
-        parts = translate_to_targets(
+        """Slices in model space to the targets, on the canvas and back."""
+        tiles, done = placement.tiles(slices), 0
+
+        def advance(count: int) -> None:
+            nonlocal done
+            before, done = done // len(placement.corners), done + count
+            settings.advance((done // len(placement.corners) - before) * len(targets))
+
+        translated = translate_to_targets(
             self.model,
-            given[box],
+            tiles,
             targets,
             batch_size=settings.batch_size,
             precision=self.precision,
-            advance=lambda count: settings.advance(count * len(targets)),
+            advance=advance,
         )
-        wholes = []
-        for part in parts:
-            whole = np.zeros_like(given)  # outside the box: air
-            whole[box] = part
-            wholes.append(resize_slices(whole, *slices.shape[1:]))
-        return wholes
+        return [placement.restore(tiles_of_target) for tiles_of_target in translated]
 
     def _provenance(self, volume: "Volume", settings: "_Settings") -> dict[str, Any]:
         return {
@@ -296,6 +336,7 @@ class GalipPipeline:
                 "precision": self.precision,
                 "arithmetic": precision_in_words(self.model.device, self.precision),
                 "batch_size": settings.batch_size,
+                "geometry": settings.geometry,
                 "crop": settings.crop,
                 "resample": settings.resample,
             },
@@ -310,18 +351,11 @@ class _Settings:
 
     batch_size: int
     cycle: bool
+    geometry: str
     crop: bool
     resample: float | None
+    axis: str | None
     advance: Advance
-
-
-def _at_pixel_size(slices: np.ndarray, volume: "Volume", millimetres: float | None) -> np.ndarray:
-    """The volume's slices with square pixels of that size; as they are for None."""
-    if millimetres is None:
-        return slices
-    edges = zip(slices.shape[1:], volume.spacing[1:], strict=True)
-    height, width = (max(1, round(length * size / millimetres)) for length, size in edges)
-    return resize_slices(slices, height, width)
 
 
 def _single_volume(scan: Any, axis: str | None) -> "Volume":

@@ -5,17 +5,28 @@
 output with the input. None of the three sees every fault: a translation that passes them can still be wrong.
 """
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from ..data.input_statistics import find_spots, scan_score, slice_scores
+from ..data.skull import looks_skull_stripped
 from ..model.domain_statistics import DomainStatistics
+from ..model.slice_geometry import SliceGeometry
+
+if TYPE_CHECKING:
+    from ..data.volumes import Volume
 
 # Mean absolute difference of output and input, in model space inside the body, below which the output counts
 # as a copy of the input: the noise of a scan is about as large.
 COLLAPSE_LEVEL = 0.02
+# Share of voxels far outside the intensity window from which on a report warns: a few bright vessels or some
+# dense bone are less.
+LARGEST_FAR_OUTSIDE = 0.01
+# In CT nothing of the body is denser: enamel reaches about 3000 HU. A slice with this many such voxels holds
+# metal.
+METAL_HU, FEWEST_METAL_VOXELS = 3000.0, 4
 
 
 def check_source(
@@ -86,6 +97,43 @@ def identity_check(slices: np.ndarray, translation: np.ndarray, body: np.ndarray
     return {"mean_difference": difference, "collapsed": difference < COLLAPSE_LEVEL}
 
 
+def metal_slices(hounsfield: np.ndarray) -> list[int]:
+    """Numbers of the slices of an (S, H, W) CT volume in HU that hold metal."""
+    counts = (hounsfield > METAL_HU).sum(axis=(1, 2))
+    return [int(number) for number in np.flatnonzero(counts >= FEWEST_METAL_VOXELS)]
+
+
+def doubts_of_kind(
+    volume: "Volume", slices: np.ndarray, body: np.ndarray, geometry: SliceGeometry, *, hounsfield: bool
+) -> list[str]:
+    """A sentence each where the scan is of another plane or another kind of head than the training slices.
+
+    Args:
+        volume: the scan.
+        slices: its (S, H, W) values in model space.
+        body: (S, H, W) bool, their body mask.
+        geometry: of the training slices.
+        hounsfield: whether the scan is CT, on which a dark ring of bone cannot be looked for.
+    """
+    doubts = []
+    if volume.plane is not None and geometry.planes and volume.plane not in geometry.planes:
+        doubts.append(
+            f"the slices are {volume.plane}, and the model was trained on {', '.join(geometry.planes)} ones"
+        )
+    if geometry.skull_stripped is None or hounsfield:
+        return doubts
+    spacing = None if volume.source.affine is None else volume.spacing[1:]
+    stripped = looks_skull_stripped(slices, body, spacing)
+    if stripped is not None and stripped != geometry.skull_stripped:
+        found = "a skull-stripped brain" if stripped else "a whole head"
+        trained, change = ("whole heads", "draw") if stripped else ("skull-stripped brains", "distort")
+        doubts.append(
+            f"the scan looks like {found}, and the model was trained on {trained}: expect it to {change} "
+            "skull and scalp, and prepare the scan as the training data were"
+        )
+    return doubts
+
+
 def warnings_of(report: Mapping[str, Any]) -> list[str]:
     """What a reader of a translation's report should be told, a sentence each."""
     source, target, look = report["source"], report["target"], report["input_check"]
@@ -101,7 +149,29 @@ def warnings_of(report: Mapping[str, Any]) -> list[str]:
         told.append(
             f"the output is almost the input (mean difference {report['identity']['mean_difference']:.3f})"
         )
+    if report["far_outside_fraction"] > LARGEST_FAR_OUTSIDE:
+        lower, upper = report["source_window"]
+        told.append(
+            f"{report['far_outside_fraction']:.1%} of the voxels lie far outside the intensity window "
+            f"{lower:g}..{upper:g} and were clamped to it; is the scan in the units of {source}?"
+        )
+    if report["metal_slices"]:
+        told.append(
+            f"slices {_ranges(report['metal_slices'])} hold metal (above {METAL_HU:g} HU): do not rely on "
+            "the translation there"
+        )
     return told
 
 
-__all__ = ["check_source", "cycle_error", "identity_check", "warnings_of"]
+def _ranges(numbers: Sequence[int]) -> str:
+    """Ascending numbers as text: 3, 7-9."""
+    parts: list[list[int]] = []
+    for number in numbers:
+        if parts and number == parts[-1][-1] + 1:
+            parts[-1].append(number)
+        else:
+            parts.append([number])
+    return ", ".join(f"{part[0]}-{part[-1]}" if len(part) > 1 else str(part[0]) for part in parts)
+
+
+__all__ = ["check_source", "cycle_error", "doubts_of_kind", "identity_check", "metal_slices", "warnings_of"]

@@ -5,7 +5,6 @@ from contextlib import AbstractContextManager, nullcontext
 
 import numpy as np
 import torch
-from scipy import ndimage
 
 from ..foreground import above_air
 from ..model.errors import GalipError
@@ -111,14 +110,6 @@ def foreground_box(slices: np.ndarray) -> tuple[slice, slice]:
     return box[0], box[1]
 
 
-def resize_slices(slices: np.ndarray, height: int, width: int) -> np.ndarray:
-    """(S, H, W) to (S, height, width) over the same field of view, linearly, within the slices."""
-    if slices.shape[1:] == (height, width):
-        return slices
-    factors = (1, height / slices.shape[1], width / slices.shape[2])
-    return ndimage.zoom(slices, factors, order=1, mode="nearest", grid_mode=True)
-
-
 def translate_slices(
     model: GalipGenerator,
     slices: np.ndarray,
@@ -140,7 +131,6 @@ __all__ = [
     "PRECISIONS",
     "foreground_box",
     "precision_in_words",
-    "resize_slices",
     "translate_slices",
     "translate_to_targets",
 ]

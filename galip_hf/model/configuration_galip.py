@@ -101,7 +101,8 @@ class GalipConfig(PreTrainedConfig):
         image_size: edge length, in pixels, of the slices the model was trained on. Any size can be
             translated.
         domains: the image domains, in the order of their labels. Each is a dict with `name`, `prompt`
-            (verbatim), `modality` (`MR` or `CT`) and `intensity` (see `validate_intensity_rule`).
+            (verbatim), `modality` (`MR`, `CT`, `CBCT`, `PET`, …) and `intensity` (see
+            `validate_intensity_rule`).
 
     Raises:
         GalipError: an unknown key, or a value out of range; from a file or a dict also a wrong type. In

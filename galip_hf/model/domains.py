@@ -8,15 +8,26 @@ from typing import Any
 
 from .errors import GalipError
 
-MODALITIES = ("MR", "CT")
-
 # MR units are arbitrary: this percentile of a volume is what 1 in model space, and in a metric, stands for.
 MR_PERCENTILE = 99.5
-# The intensity rule of a domain for which none is stated.
+# The intensity rule of a modality for which none is stated: percentiles that no single voxel can move where
+# units are arbitrary, else a window in the units of the modality.
+_ARBITRARY_UNITS: dict[str, Any] = {"rule": "percentile", "lower": 0.5, "upper": MR_PERCENTILE}
+_HOUNSFIELD_UNITS: dict[str, Any] = {"rule": "window", "lower": -1000.0, "upper": 1000.0}
 DEFAULT_RULES: dict[str, dict[str, Any]] = {
-    "MR": {"rule": "percentile", "lower": 0.0, "upper": MR_PERCENTILE},
-    "CT": {"rule": "window", "lower": -1000.0, "upper": 1000.0},
+    "MR": _ARBITRARY_UNITS,
+    "CT": _HOUNSFIELD_UNITS,
+    "CBCT": _HOUNSFIELD_UNITS,
+    "PET": {"rule": "window", "lower": 0.0, "upper": 10.0},  # SUV (g/ml): the range of whole-body displays
 }
+# Modalities whose values are Hounsfield units, so that air is known by its value.
+HOUNSFIELD_MODALITIES = ("CT", "CBCT")
+
+
+def default_rule(modality: str) -> dict[str, Any]:
+    """The intensity rule of a domain of this modality; percentiles, as for MR, for one not listed."""
+    return dict(DEFAULT_RULES.get(modality, _ARBITRARY_UNITS))
+
 
 # The paper's IXI prompts, verbatim: the method is sensitive to the wording.
 IXI_DOMAINS: tuple[dict[str, Any], ...] = tuple(
@@ -65,6 +76,19 @@ def validate_intensity_rule(rule: Any, where: str) -> None:
         raise GalipError(f"{where}: percentiles are {lower}..{upper}; expected 0 <= lower < upper <= 100")
 
 
+def validate_modality(modality: Any, where: str) -> None:
+    """Check the name of a modality: `MR`, `CT`, `CBCT`, `PET`, or another in capitals, such as `US`.
+
+    Raises:
+        GalipError: naming `where`.
+    """
+    if not isinstance(modality, str) or not re.fullmatch(r"[A-Z][A-Z0-9]{1,15}", modality):
+        raise GalipError(
+            f"{where}: modality is {modality!r}; expected {', '.join(DEFAULT_RULES)}, or the name of another "
+            "in capitals"
+        )
+
+
 def validate_domains(domains: Any) -> None:
     """Check a list of domains (`name`, `prompt`, `modality`, `intensity`); GalipError at the first fault."""
     if not isinstance(domains, (list, tuple)) or not domains:
@@ -86,10 +110,7 @@ def validate_domains(domains: Any) -> None:
                 f"{where}: name is {domain['name']!r}; expected neither slash, backslash, comma nor control "
                 "character"
             )
-        if domain["modality"] not in MODALITIES:
-            raise GalipError(
-                f"{where}: modality is {domain['modality']!r}; expected one of {', '.join(MODALITIES)}"
-            )
+        validate_modality(domain["modality"], where)
         validate_intensity_rule(domain["intensity"], where)
     names = [domain["name"] for domain in domains]
     if len(set(names)) != len(names):
@@ -111,10 +132,12 @@ def readable_json(where: str) -> Iterator[None]:
 
 __all__ = [
     "DEFAULT_RULES",
+    "HOUNSFIELD_MODALITIES",
     "IXI_DOMAINS",
-    "MODALITIES",
     "MR_PERCENTILE",
+    "default_rule",
     "readable_json",
     "validate_domains",
     "validate_intensity_rule",
+    "validate_modality",
 ]

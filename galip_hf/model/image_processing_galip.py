@@ -52,8 +52,8 @@ class GalipImageProcessor(IntensityNormalizer, BaseImageProcessor):
             return_tensors: `pt` for torch tensors; None or `np` for numpy arrays.
 
         Returns:
-            `pixel_values` (B, 1, H, W) float32, [0, 1] inside the window, and (B,) float64 `lower`, `upper`
-            (the windows, in the images' units) and `outside_fraction` (of the pixels, outside the window).
+            `pixel_values` (B, 1, H, W) float32 in [0, 1], and (B,) float64 `lower`, `upper` (the windows, in
+            the images' units) and `outside_fraction` (of the pixels: outside the window, and clamped to it).
 
         Raises:
             GalipError: an unknown domain, an image of another form, NaN or infinity, an image without
@@ -73,10 +73,10 @@ class GalipImageProcessor(IntensityNormalizer, BaseImageProcessor):
             )
         normalized = [normalize(image, rule, domain) for image in slices]
         data = {
-            "pixel_values": np.stack([values for values, *_ in normalized])[:, None],
-            "lower": np.array([lower for _, lower, _, _ in normalized]),
-            "upper": np.array([upper for _, _, upper, _ in normalized]),
-            "outside_fraction": np.array([outside for *_, outside in normalized]),
+            "pixel_values": np.stack([image.values for image in normalized])[:, None],
+            "lower": np.array([image.lower for image in normalized]),
+            "upper": np.array([image.upper for image in normalized]),
+            "outside_fraction": np.array([image.outside_fraction for image in normalized]),
         }
         return BatchFeature(data=data, tensor_type=return_tensors)
 

@@ -1,13 +1,20 @@
 """From file intensities to model space and back: one linear map an image or volume, set by its domain's rule.
 
-    pixel_values = (intensity - lower) / (upper - lower)
+    pixel_values = clamp((intensity - lower) / (upper - lower), 0, 1)
     intensity = pixel_values * (upper - lower) + lower
 
 The rule of a domain says where the window (lower, upper) comes from: percentiles of the values (MR, whose
-units are arbitrary), a fixed window in the file's units (CT, in HU), or none (values are in [0, 1] already).
-Nothing is ever clipped: values outside the window lie outside [0, 1], are counted in `outside_fraction`, and
-come back from the inverse like all others. The map is computed in float64 and stored as float32: integers up
-to 16 bits come back exactly after rounding, floats to within a float32 rounding of the value and the window.
+units are arbitrary), a fixed window in the file's units (CT in HU, PET in SUV), or none (values are in [0, 1]
+already).
+
+Values outside the window are clamped to its ends, in training and in inference alike: normalisation layers
+take means over the whole slice, so a single voxel far outside would change the translation everywhere. What
+was clamped is counted (`outside_fraction`, `far_outside_fraction`). Values inside the window come back from
+the inverse: the map is computed in float64 and stored as float32, so integers up to 16 bits return exactly
+after rounding, floats to within a float32 rounding of the value and the window.
+
+Scanners and converters mark what lies outside the field of view by a value far below all others
+(`PADDING_VALUES`). Such voxels are air: 0 in model space, and no part of the percentiles.
 """
 
 import json
@@ -22,9 +29,18 @@ import torch
 from .domain_statistics import DomainStatistics
 from .domains import readable_json, validate_domains, validate_intensity_rule
 from .errors import GalipError
+from .slice_geometry import SliceGeometry
 
 # With the rule "none", how far a value may stray from [0, 1]: room for interpolation, not for units.
 NO_RULE_TOLERANCE = 1e-3
+
+# What marks voxels outside the field of view, where it is the smallest value of an image: GE writes -2000,
+# Siemens and Philips -3024 (-1024 minus 2000), converters the smallest 16-bit integer.
+PADDING_VALUES = (-2000.0, -3024.0, -32768.0)
+
+# A value this share of the window's width outside the window is "far outside": noise of air below the lower
+# end of a CT window, or a bright vessel above a percentile, is not.
+FAR_OUTSIDE = 0.1
 
 # Keys that transformers itself writes into preprocessor_config.json.
 _KEYS_OF_TRANSFORMERS = {"image_processor_type", "processor_class", "feature_extractor_type", "auto_map"}
@@ -34,27 +50,49 @@ _KEYS_OF_TRANSFORMERS = {"image_processor_type", "processor_class", "feature_ext
 class NormalizedVolume:
     """A volume in model space, with what is needed to go back.
 
-    `pixel_values` is (S, 1, H, W) float32, [0, 1] inside the window. `lower` and `upper` are the window in
-    the input's units. `outside_fraction` is the fraction of voxels outside the window.
+    Attributes:
+        pixel_values: (S, 1, H, W) float32 in [0, 1].
+        lower, upper: the window in the input's units.
+        outside_fraction: fraction of voxels that lay outside the window and were clamped, without padding.
+        far_outside_fraction: those more than `FAR_OUTSIDE` of the window's width outside it.
+        padding_fraction: fraction of voxels that hold a padding value.
     """
 
     pixel_values: torch.Tensor
     lower: float
     upper: float
     outside_fraction: float
+    far_outside_fraction: float
+    padding_fraction: float
+
+
+@dataclass(frozen=True)
+class NormalizedValues:
+    """As `NormalizedVolume`, for a numpy array of any shape: `values` is float32."""
+
+    values: np.ndarray
+    lower: float
+    upper: float
+    outside_fraction: float
+    far_outside_fraction: float
+    padding_fraction: float
 
 
 class IntensityNormalizer:
     """Maps volumes of a domain to model space, and back, by the domains' intensity rules.
+
+    It also carries what inference must know of the training slices: their statistics and their geometry.
 
     Args:
         domains: the domains of a `GalipConfig`; their names and intensity rules are kept.
         intensity_rules: domain name to rule, as saved in preprocessor_config.json; in place of `domains`.
         domain_statistics: domain name to `DomainStatistics.to_dict`, of the training slices; a domain without
             them can be translated, but inputs cannot be compared with it. See `set_statistics`.
+        slice_geometry: `SliceGeometry.to_dict` of the training slices. See `set_geometry`.
 
     Raises:
-        GalipError: neither or both of the first two, a rule or statistics that do not fit, or an unknown key.
+        GalipError: neither or both of the first two, a rule, statistics or a geometry that do not fit, or an
+            unknown key.
     """
 
     def __init__(
@@ -63,6 +101,7 @@ class IntensityNormalizer:
         *,
         intensity_rules: Mapping[str, Mapping[str, Any]] | None = None,
         domain_statistics: Mapping[str, Mapping[str, Any]] | None = None,
+        slice_geometry: Mapping[str, Any] | None = None,
         **kwargs: Any,
     ) -> None:
         unknown = sorted(set(kwargs) - _KEYS_OF_TRANSFORMERS)
@@ -86,6 +125,9 @@ class IntensityNormalizer:
                 name: DomainStatistics.from_dict(values, f"domain_statistics of {name!r}")
                 for name, values in (domain_statistics or {}).items()
             }
+        )
+        self.set_geometry(
+            None if slice_geometry is None else SliceGeometry.from_dict(slice_geometry, "slice_geometry")
         )
 
     @classmethod
@@ -125,6 +167,17 @@ class IntensityNormalizer:
             self._rule(name)
         self.domain_statistics = {name: known.to_dict() for name, known in statistics.items()}
 
+    @property
+    def geometry(self) -> SliceGeometry | None:
+        """Geometry of the training slices; None where it was not kept."""
+        if self.slice_geometry is None:
+            return None
+        return SliceGeometry.from_dict(self.slice_geometry, "slice_geometry")
+
+    def set_geometry(self, geometry: SliceGeometry | None) -> None:
+        """Keep the geometry of the training slices; `save_pretrained` writes it."""
+        self.slice_geometry = None if geometry is None else geometry.to_dict()
+
     def fixed_window(self, domain: str) -> tuple[float, float] | None:
         """The window that the rule alone sets, in the file's units; None where it depends on the image.
 
@@ -145,8 +198,15 @@ class IntensityNormalizer:
         array = real_array(volume)
         if array.ndim != 3:
             raise GalipError(f"volume: found the shape {array.shape}; expected (S, H, W)")
-        values, lower, upper, outside_fraction = normalize(array, rule, domain)
-        return NormalizedVolume(torch.from_numpy(values)[:, None], lower, upper, outside_fraction)
+        normalized = normalize(array, rule, domain)
+        return NormalizedVolume(
+            torch.from_numpy(normalized.values)[:, None],
+            normalized.lower,
+            normalized.upper,
+            normalized.outside_fraction,
+            normalized.far_outside_fraction,
+            normalized.padding_fraction,
+        )
 
     def postprocess(self, pixel_values: Any, *, lower: Any, upper: Any) -> np.ndarray:
         """The way back: `pixel_values * (upper - lower) + lower`, as float32 of the same shape.
@@ -179,16 +239,38 @@ def real_array(values: Any) -> np.ndarray:
     return array.astype(np.float64)
 
 
-def normalize(
-    values: np.ndarray, rule: Mapping[str, Any], domain: str
-) -> tuple[np.ndarray, float, float, float]:
-    """(values in model space as float32, lower, upper, fraction outside the window) of a float64 array."""
+def normalize(values: np.ndarray, rule: Mapping[str, Any], domain: str) -> NormalizedValues:
+    """A float64 array of any shape in model space, by a domain's rule.
+
+    Raises:
+        GalipError: NaN or infinity, no contrast, or values outside [0, 1] under the rule "none".
+    """
     not_finite = values.size - int(np.isfinite(values).sum())
     if not_finite:
         raise GalipError(f"domain {domain!r}: {not_finite} of {values.size} values are NaN or infinite")
-    lower, upper = _window(values, rule, domain)
-    outside_fraction = float(np.mean((values < lower) | (values > upper)))
-    return ((values - lower) / (upper - lower)).astype(np.float32), lower, upper, outside_fraction
+    padding = is_padding(values)
+    padded = int(padding.sum())
+    lower, upper = _window(values[~padding] if padded else values, rule, domain)
+    margin = FAR_OUTSIDE * (upper - lower)
+    outside = ((values < lower) & ~padding) | (values > upper)
+    far_outside = ((values < lower - margin) & ~padding) | (values > upper + margin)
+    scaled = np.clip((values - lower) / (upper - lower), 0.0, 1.0)
+    return NormalizedValues(
+        scaled.astype(np.float32),
+        lower,
+        upper,
+        float(outside.mean()),
+        float(far_outside.mean()),
+        padded / values.size,
+    )
+
+
+def is_padding(values: np.ndarray) -> np.ndarray:
+    """Where an image holds the value that marks voxels outside the field of view; a mask of its shape."""
+    smallest = values.min()
+    if smallest not in PADDING_VALUES or smallest == values.max():
+        return np.zeros(values.shape, dtype=bool)
+    return values == smallest
 
 
 def _window(values: np.ndarray, rule: Mapping[str, Any], domain: str) -> tuple[float, float]:
@@ -219,4 +301,12 @@ def _per_image(bound: Any, array: np.ndarray, name: str) -> np.ndarray:
     return bounds.reshape(-1, *[1] * (array.ndim - 1)) if bounds.ndim else bounds
 
 
-__all__ = ["IntensityNormalizer", "NormalizedVolume", "normalize", "real_array"]
+__all__ = [
+    "PADDING_VALUES",
+    "IntensityNormalizer",
+    "NormalizedValues",
+    "NormalizedVolume",
+    "is_padding",
+    "normalize",
+    "real_array",
+]

@@ -137,8 +137,17 @@ def prepare(
             with np.load(_shard(task)) as arrays:
                 for domain in settings.rules:
                     if domain in arrays.files:
-                        place = split_of[task[0]], record["first_slice"]
-                        yield SubjectVolume(arrays[domain], domain, task[0], *place)
+                        plane = record["plane"]
+                        pixel_size = tuple(record["spacing"][1:]) if plane else None
+                        yield SubjectVolume(
+                            arrays[domain],
+                            domain,
+                            task[0],
+                            split_of[task[0]],
+                            record["first_slice"],
+                            plane,
+                            pixel_size,
+                        )
 
     written = write_table(
         volumes(),

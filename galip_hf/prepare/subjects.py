@@ -18,6 +18,7 @@ from ..data.table import MINIMUM_FOREGROUND
 from ..foreground import above_air
 from ..model.errors import GalipError
 from ..model.intensity import IntensityNormalizer
+from ..model.slice_geometry import PLANES
 from .images import Grid, ScanImage, read_image
 from .registration import check_pair, register_rigid, resample
 from .sources import Scan
@@ -84,7 +85,12 @@ def prepare_subject(scans: Sequence[Scan], settings: Settings) -> PreparedSubjec
             continue
         if domain == reference:
             start, stop = _choose_slices(volume, settings.slices)
-            record |= {"reference": reference, "first_slice": start, "spacing": list(grid.spacing)}
+            record |= {
+                "reference": reference,
+                "first_slice": start,
+                "spacing": list(grid.spacing),
+                "plane": _plane(grid),
+            }
         volume = volume[start:stop]
         prepared.volumes[domain] = volume
         record["scans"][domain] = {**scan_record, "transform": transform, "normalised": _statistics(volume)}
@@ -168,6 +174,13 @@ def _choose_slices(volume: np.ndarray, count: int | None) -> tuple[int, int]:
     totals = np.convolve(foreground, np.ones(count, dtype=np.int64), mode="valid")
     start = int(totals.argmax())
     return start, start + count
+
+
+def _plane(grid: Grid) -> str | None:
+    """The anatomical plane of the slices: they follow one another along the closest world axis."""
+    if not grid.known:
+        return None
+    return PLANES[::-1][int(np.abs(grid.steps[0]).argmax())]
 
 
 def _statistics(array: np.ndarray) -> dict[str, float]:

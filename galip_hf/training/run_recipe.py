@@ -18,10 +18,12 @@ from ..clip.backbone import ClipBackbone
 from ..clip.phantom_clip import make_tiny_clip
 from ..data.input_statistics import measure_statistics
 from ..data.phantom_table import phantom_volumes
+from ..data.slice_geometry import measure_geometry
 from ..data.streamed_dataset import StreamedSlices, open_stream
 from ..data.table import SubjectVolume, load_table, write_table
 from ..data.unpaired_dataset import UnpairedSlices
 from ..model.configuration_galip import GalipConfig
+from ..model.domains import HOUNSFIELD_MODALITIES
 from ..model.errors import GalipError
 from ..model.image_processing_galip import GalipImageProcessor
 from ..model.modeling_galip import GalipForImageTranslation
@@ -52,8 +54,16 @@ def file_volumes(files: Sequence[FileRecipe], processor: GalipImageProcessor) ->
         prepared = prepare_subject(scans, settings)
         for excluded in prepared.record["excluded"]:
             raise GalipError(excluded["reason"])  # a recipe's files are named one by one: all are wanted
+        plane, spacing = prepared.record["plane"], prepared.record["spacing"]
         for domain, array in prepared.volumes.items():
-            yield SubjectVolume(array, domain, subject, split)
+            yield SubjectVolume(
+                array,
+                domain,
+                subject,
+                split,
+                plane=plane,
+                pixel_size=tuple(spacing[1:]) if plane else None,
+            )
 
 
 def prepare_table(recipe: Recipe, config: GalipConfig) -> datasets.DatasetDict:
@@ -242,6 +252,11 @@ def make_trainer(recipe: Recipe, processes: ProcessGroup) -> GalipTrainer:
     if table is not None and recipe.data.streaming is None:
         domains, train = config.domain_names, table["train"]
         processor.set_statistics(processes.on_main(lambda: measure_statistics(train, domains)))
+        directory = table_directory(recipe)
+        in_hounsfield = [
+            domain["name"] for domain in config.domains if domain["modality"] in HOUNSFIELD_MODALITIES
+        ]
+        processor.set_geometry(processes.on_main(lambda: measure_geometry(train, directory, in_hounsfield)))
     validate = processes.together(lambda: make_validation(recipe, materials, processor))
     dataset = processes.together(lambda: make_dataset(recipe, materials, processor, processes))
     facts = recipe_facts(recipe, table if recipe.data.streaming is None else None)

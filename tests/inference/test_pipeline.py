@@ -21,7 +21,8 @@ from galip_hf import GalipError, GalipImageProcessor, GalipPipeline
 from galip_hf.cli import main
 from galip_hf.data import phantom
 from galip_hf.foreground import body_mask
-from galip_hf.inference.slices import foreground_box, resize_slices, translate_slices, translate_to_targets
+from galip_hf.inference.placement import resize_slices
+from galip_hf.inference.slices import foreground_box, translate_slices, translate_to_targets
 
 ROOT = Path(__file__).resolve().parents[2]
 PHANTOM_MODEL = ROOT / "examples" / "phantom_model"

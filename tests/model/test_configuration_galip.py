@@ -180,7 +180,7 @@ def changed(**fields: Any) -> list[dict[str, Any]]:
         (changed(extra=1), r"domains\[1\]: found .*'extra'"),
         (changed(name=" "), r"domains\[1\]: name is ' '"),
         (changed(prompt=3), r"domains\[1\]: prompt is 3"),
-        (changed(modality="PET"), r"domains\[1\]: modality is 'PET'; expected one of MR, CT"),
+        (changed(modality="mr scan"), r"domains\[1\]: modality is 'mr scan'; expected MR, CT, CBCT, PET, or"),
         (
             changed(intensity={"rule": "zscore"}),
             r"domains\[1\]: intensity is .*one of percentile, window, none",

@@ -1,4 +1,4 @@
-"""The processor: exact way back, windows of the right kind, clear refusals, save and load."""
+"""The processor: exact way back inside the window, windows of the right kind, refusals, save and load."""
 
 import json
 from pathlib import Path
@@ -10,6 +10,7 @@ from PIL import Image
 from transformers import AutoImageProcessor
 
 from galip_hf.model.configuration_galip import GalipConfig
+from galip_hf.model.domains import DEFAULT_RULES, default_rule
 from galip_hf.model.errors import GalipError
 from galip_hf.model.image_processing_galip import GalipImageProcessor
 
@@ -36,24 +37,56 @@ def random_image(seed: int, dtype: str, shape: tuple[int, ...] = (24, 20)) -> np
     return (rng.gamma(1.0, 300.0, shape) - 50.0).astype(dtype)
 
 
-def test_percentile_window_is_a_linear_map_without_clipping(processor: GalipImageProcessor) -> None:
+def test_percentile_window_is_a_linear_map_clamped_to_its_ends(processor: GalipImageProcessor) -> None:
     image = np.arange(1000, dtype=np.float32).reshape(25, 40)
     batch = processor(image, domain="T1", return_tensors="pt")
     # Linear interpolation between the order statistics of 0..999: 0.995 * 999.
     assert batch["lower"].tolist() == [0.0] and batch["upper"].tolist() == [pytest.approx(994.005)]
-    expected = torch.from_numpy(image)[None, None] / 994.005
+    expected = (torch.from_numpy(image)[None, None] / 994.005).clamp(max=1)
     torch.testing.assert_close(batch["pixel_values"], expected, rtol=1e-6, atol=0)
-    assert batch["pixel_values"].dtype == torch.float32 and batch["pixel_values"].max() > 1
+    assert batch["pixel_values"].dtype == torch.float32 and batch["pixel_values"].max() == 1
     assert batch["outside_fraction"].tolist() == [5 / 1000]  # 995..999
 
 
-def test_window_rule_is_fixed_and_keeps_what_lies_outside(processor: GalipImageProcessor) -> None:
+def test_window_rule_is_fixed_and_clamps_what_lies_outside(processor: GalipImageProcessor) -> None:
     image = np.array([[-1024, -1000], [0, 3000]], dtype=np.int16)
     batch = processor(image, domain="CT")
-    np.testing.assert_allclose(batch["pixel_values"][0, 0], [[-0.012, 0.0], [0.5, 2.0]], rtol=1e-6)
+    np.testing.assert_allclose(batch["pixel_values"][0, 0], [[0.0, 0.0], [0.5, 1.0]], rtol=1e-6)
     assert batch["outside_fraction"][0] == 0.5
     back = processor.postprocess(batch["pixel_values"], lower=batch["lower"], upper=batch["upper"])
-    np.testing.assert_array_equal(np.rint(back[0, 0]), image)
+    np.testing.assert_array_equal(np.rint(back[0, 0]), [[-1000, -1000], [0, 1000]])
+
+
+def test_padding_is_air_and_no_part_of_the_percentiles(processor: GalipImageProcessor) -> None:
+    rng = np.random.default_rng(0)
+    volume = rng.uniform(0, 1000, (3, 40, 40))
+    plain = processor.normalize_volume(volume, "T1")
+    for value in (-2000, -3024, -32768):
+        padded = np.concatenate([volume, np.full((2, 40, 40), value)])
+        normalized = processor.normalize_volume(padded, "T1")
+        assert (normalized.lower, normalized.upper) == (plain.lower, plain.upper)
+        assert normalized.padding_fraction == 0.4 and normalized.outside_fraction < 0.005
+        assert torch.equal(normalized.pixel_values[:3], plain.pixel_values)
+        assert not normalized.pixel_values[3:].any()
+
+
+def test_the_default_rule_of_mr_is_robust_at_both_ends() -> None:
+    rules = {"T1": DEFAULT_RULES["MR"]}
+    processor = GalipImageProcessor(intensity_rules=rules)
+    volume = np.random.default_rng(0).uniform(0, 1000, (4, 32, 32))
+    clean = processor.normalize_volume(volume, "T1")
+    spoilt = volume.copy()
+    spoilt[1, 3, 4], spoilt[2, 5, 6] = -1e5, 1e6
+    normalized = processor.normalize_volume(spoilt, "T1")
+    assert abs(normalized.lower - clean.lower) < 1 and abs(normalized.upper - clean.upper) < 1
+    assert 0 <= normalized.pixel_values.min() and normalized.pixel_values.max() <= 1
+    assert normalized.far_outside_fraction == 2 / volume.size
+
+
+def test_rules_of_other_modalities() -> None:
+    assert default_rule("PET") == {"rule": "window", "lower": 0.0, "upper": 10.0}
+    assert default_rule("CBCT") == default_rule("CT")
+    assert default_rule("US") == default_rule("MR")
 
 
 @pytest.mark.parametrize("domain", ["T1", "CT"])
@@ -62,7 +95,10 @@ def test_integers_come_back_exactly(processor: GalipImageProcessor, dtype: str, 
     image = random_image(0, dtype)
     batch = processor(image, domain=domain, return_tensors="pt")
     back = processor.postprocess(batch["pixel_values"], lower=batch["lower"], upper=batch["upper"])
-    np.testing.assert_array_equal(np.rint(back[0, 0]).astype(dtype), image)
+    inside = np.clip(image, np.ceil(batch["lower"].item()), np.floor(batch["upper"].item()))
+    kept = inside == image
+    assert kept.any()
+    np.testing.assert_array_equal(np.rint(back[0, 0]).astype(dtype)[kept], image[kept])
 
 
 @pytest.mark.parametrize("domain", ["T1", "CT"])
@@ -72,7 +108,8 @@ def test_floats_come_back_to_rounding(processor: GalipImageProcessor, dtype: str
     batch = processor(image, domain=domain)
     back = processor.postprocess(batch["pixel_values"], lower=batch["lower"], upper=batch["upper"])
     assert back.dtype == np.float32 and back.shape == (1, 1, 24, 20)
-    assert np.abs(back[0, 0] - image).max() <= 1e-6 * (image.max() - image.min())
+    expected = np.clip(image, batch["lower"].item(), batch["upper"].item())
+    assert np.abs(back[0, 0] - expected).max() <= 1e-6 * (image.max() - image.min())
 
 
 def test_every_form_of_an_image_gives_the_same(processor: GalipImageProcessor) -> None:
@@ -102,7 +139,8 @@ def test_images_of_a_batch_keep_their_own_windows(processor: GalipImageProcessor
     assert batch["upper"].dtype == torch.float64
     assert batch["upper"][1] == alone["upper"][0] == np.percentile(second.astype(np.float64), 99.5)
     back = processor.postprocess(batch["pixel_values"], lower=batch["lower"], upper=batch["upper"])
-    np.testing.assert_allclose(back[:, 0], [first, second], rtol=1e-6, atol=1e-3)
+    expected = np.minimum([first, second], batch["upper"].numpy()[:, None, None])
+    np.testing.assert_allclose(back[:, 0], expected, rtol=1e-6, atol=1e-3)
 
 
 def test_a_volume_has_one_window(processor: GalipImageProcessor) -> None:
@@ -111,10 +149,11 @@ def test_a_volume_has_one_window(processor: GalipImageProcessor) -> None:
     assert normalized.pixel_values.shape == (6, 1, 24, 20) and normalized.pixel_values.dtype == torch.float32
     assert normalized.upper == pytest.approx(np.percentile(volume.astype(np.float64), 99.5))
     assert normalized.outside_fraction == pytest.approx(0.005, abs=1e-3)
-    expected = (volume - normalized.lower) / (normalized.upper - normalized.lower)
+    expected = np.minimum((volume - normalized.lower) / (normalized.upper - normalized.lower), 1)
     np.testing.assert_allclose(normalized.pixel_values[:, 0], expected, rtol=1e-5, atol=1e-6)
     back = processor.postprocess(normalized.pixel_values, lower=normalized.lower, upper=normalized.upper)
-    assert np.abs(back[:, 0] - volume).max() <= 1e-6 * np.ptp(volume)
+    clamped = np.minimum(volume, normalized.upper)
+    assert np.abs(back[:, 0] - clamped).max() <= 1e-6 * np.ptp(volume)
 
 
 def test_the_map_is_computed_in_float64() -> None:
@@ -135,7 +174,8 @@ def test_input_is_not_changed(processor: GalipImageProcessor) -> None:
 
 def test_rule_none_names_the_range(processor: GalipImageProcessor) -> None:
     image = np.linspace(-0.0005, 1.0005, 16, dtype=np.float32).reshape(4, 4)  # within the tolerance
-    np.testing.assert_array_equal(processor(image, domain="ready")["pixel_values"][0, 0], image)
+    clamped = np.clip(image, 0, 1)
+    np.testing.assert_array_equal(processor(image, domain="ready")["pixel_values"][0, 0], clamped)
     with pytest.raises(GalipError, match=r"'ready': values are 0\.\.255, .*'none'"):
         processor(np.array([[0, 255]], dtype=np.uint8), domain="ready")
     with pytest.raises(GalipError, match=r"-0\.5\.\.1"):
@@ -213,7 +253,7 @@ def test_auto_class_and_remote_code(
     files = {path.name for path in tmp_path.glob("*.py")}
     assert files == {
         "image_processing_galip.py", "configuration_galip.py", "domain_statistics.py", "domains.py",
-        "errors.py", "intensity.py",
+        "errors.py", "intensity.py", "slice_geometry.py",
     }  # fmt: skip
     loaded = AutoImageProcessor.from_pretrained(tmp_path, trust_remote_code=True)
     assert loaded.intensity_rules == processor.intensity_rules
