@@ -24,6 +24,7 @@ import torch
 from galip_hf import GalipError, GalipForImageTranslation, GalipImageProcessor, __version__
 from galip_hf.cli import quiet_libraries
 from galip_hf.data import phantom
+from galip_hf.data.normalization import normalize_scan
 from galip_hf.data.phantom_table import PhantomRecipe, phantom_subject_seed, phantom_volumes
 from galip_hf.evaluation.evaluate import evaluate
 from galip_hf.evaluation.metrics import slice_psnr
@@ -51,7 +52,7 @@ def test_subjects(
         )
         subjects.append(
             {
-                contrast: processor.normalize_volume(phantom.render(subject, contrast), contrast)
+                contrast: normalize_scan(processor, phantom.render(subject, contrast), contrast)
                 .pixel_values[:, 0]
                 .numpy()
                 for contrast in phantom.CONTRASTS

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from ..data import phantom
+from ..data.normalization import normalize_scan
 from ..data.phantom_table import phantom_subject_seed
 from ..files import atomic_write
 from ..model.domains import IXI_DOMAINS
@@ -42,7 +43,7 @@ def make_tiny_clip(recipe: TinyClipRecipe, directory: Path, seed: int) -> dict[s
             subject = phantom.make_subject(
                 phantom_subject_seed("clip", index, seed, contrast), size=recipe.image_size
             )
-            normalized = processor.normalize_volume(phantom.render(subject, contrast), contrast)
+            normalized = normalize_scan(processor, phantom.render(subject, contrast), contrast)
             images.append(np.asarray(normalized.pixel_values)[:, 0].clip(0, 1))
             captions += [
                 # The trainer uses bare prompts, so the stand-in must have met them.

@@ -6,12 +6,12 @@ from ..model.errors import GalipError
 
 INTENSITY_HELP = (
     "percentile:LOWER:UPPER, window:LOWER:UPPER or none "
-    "(default: percentile:0:99.5 for MR, window:-1000:1000 for CT)"
+    "(default: percentile:0.5:99.5 for MR, window:-1000:1000 for CT)"
 )
 
 
 def parse_intensity(text: str, option: str) -> dict[str, Any]:
-    """An intensity rule from `percentile:0:99.5`, `window:-1000:1000` or `none`.
+    """An intensity rule from `percentile:0.5:99.5`, `window:-1000:1000` or `none`.
 
     Args:
         text: the rule.

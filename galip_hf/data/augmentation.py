@@ -25,6 +25,8 @@ class SliceAugmentation:
         scale: relative change of size, below 0.5.
         intensity: relative change of the gain, and of the exponent of a gamma curve, below 0.5. Not for
             domains of a fixed scale (CT in HU), whose values mean something.
+        resolution: largest relative loss of resolution, below 1: half of the slices are shrunk by a factor of
+            down to 1 - `resolution` and enlarged again, as scans with larger pixels are in inference.
 
     Raises:
         GalipError: a value out of range.
@@ -34,6 +36,7 @@ class SliceAugmentation:
     translation: float = 0.0
     scale: float = 0.0
     intensity: float = 0.0
+    resolution: float = 0.0
 
     def __post_init__(self) -> None:
         if not 0 <= self.rotation <= 45:
@@ -41,6 +44,8 @@ class SliceAugmentation:
         for name in ("translation", "scale", "intensity"):
             if not 0 <= getattr(self, name) < 0.5:
                 raise GalipError(f"augmentation: {name} is {getattr(self, name)}; expected 0 to below 0.5")
+        if not 0 <= self.resolution < 1:
+            raise GalipError(f"augmentation: resolution is {self.resolution}; expected 0 to below 1")
 
     @property
     def moves(self) -> bool:
@@ -57,9 +62,12 @@ class SliceAugmentation:
                 intensities is what they teach.
 
         Returns:
-            (1, H, W) float32.
+            (1, H, W) float32, clamped to [0, 1] if it was changed, as inference clamps its input.
         """
+        if self == SliceAugmentation():
+            return image
         angle, right, down, size, gain, gamma = rng.uniform(-1, 1, 6)
+        loss = rng.uniform(-1, 1) * self.resolution  # below 0: none
         if self.moves:
             image = affine(
                 image,
@@ -67,9 +75,11 @@ class SliceAugmentation:
                 translation=(right * self.translation, down * self.translation),
                 scale=1 + size * self.scale,
             )
+        if loss > 0:
+            image = shrunk_and_enlarged(image, 1 - loss)
         if self.intensity and changes_intensity:
-            image = (1 + gain * self.intensity) * _power(image, 1 + gamma * self.intensity)
-        return image
+            image = (1 + gain * self.intensity) * image.clamp(min=0) ** (1 + gamma * self.intensity)
+        return image.clamp(0, 1)
 
 
 def affine(image: Tensor, *, rotation: float, translation: tuple[float, float], scale: float) -> Tensor:
@@ -93,9 +103,11 @@ def affine(image: Tensor, *, rotation: float, translation: tuple[float, float], 
     return F.grid_sample(image[None], grid, mode="bicubic", padding_mode="zeros", align_corners=False)[0]
 
 
-def _power(image: Tensor, exponent: float) -> Tensor:
-    """`image ** exponent`, odd: values below the window stay below it."""
-    return image.sign() * image.abs() ** exponent
+def shrunk_and_enlarged(image: Tensor, factor: float) -> Tensor:
+    """(1, H, W) resampled to `factor` of its pixels and back: bicubic, antialiased where it shrinks."""
+    small = [max(1, round(length * factor)) for length in image.shape[-2:]]
+    shrunk = F.interpolate(image[None], small, mode="bicubic", antialias=True)
+    return F.interpolate(shrunk, image.shape[-2:], mode="bicubic", antialias=True)[0]
 
 
-__all__ = ["SliceAugmentation", "affine"]
+__all__ = ["SliceAugmentation", "affine", "shrunk_and_enlarged"]

@@ -7,6 +7,7 @@ import numpy as np
 
 from ..model.intensity import IntensityNormalizer
 from . import phantom
+from .normalization import normalize_scan
 from .table import SubjectVolume
 
 # Seeds of phantom subjects: a block for each split and, in `train` and `clip`, for each contrast: none is met
@@ -38,7 +39,7 @@ def phantom_volumes(
 
     def volume(split: str, index: int, contrast: str, subject_seed: int) -> SubjectVolume:
         subject = phantom.make_subject(subject_seed, size=recipe.size, slices=recipe.slices)
-        array = processor.normalize_volume(phantom.render(subject, contrast), contrast).pixel_values[:, 0]
+        array = normalize_scan(processor, phantom.render(subject, contrast), contrast).pixel_values[:, 0]
         pixel = phantom.FIELD_OF_VIEW / recipe.size
         return SubjectVolume(
             np.asarray(array),

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from ..data.normalization import body_box, scan_body
 from ..foreground import body_mask
 from ..model.configuration_galip import GalipConfig
 from ..model.domains import HOUNSFIELD_MODALITIES
@@ -150,7 +151,7 @@ class GalipPipeline:
             )
         if slices is None or not self._statistics:
             return names[0]
-        values = self._normalize(slices, names[0]).pixel_values[:, 0].numpy()
+        values = self._normalize(slices, names[0])[0].pixel_values[:, 0].numpy()
         look = reliability.check_source(values, next(iter(self._statistics)), self._statistics)
         return look["looks_like"] or names[0]
 
@@ -222,9 +223,21 @@ class GalipPipeline:
                 self._targets[name] = self.model.prepare_target(name)
         return self._targets[name]
 
-    def _normalize(self, volume: "Volume", domain: str) -> NormalizedVolume:
+    def _normalize(self, volume: "Volume", domain: str) -> tuple[NormalizedVolume, np.ndarray]:
+        """The scan in model space, and its body mask."""
+        if self.processor.fixed_window(domain) is not None:
+            normalized = self._normalize_in(volume, domain, None)
+            return normalized, body_mask([normalized.pixel_values[:, 0].numpy()])
+        body = scan_body(volume.array)
+        # Models that keep a geometry were trained with windows measured in the body's box, older ones not.
+        region = None if self._geometry is None else body_box(body)
+        return self._normalize_in(volume, domain, region), body
+
+    def _normalize_in(
+        self, volume: "Volume", domain: str, region: tuple[slice, ...] | None
+    ) -> NormalizedVolume:
         try:
-            return self.processor.normalize_volume(volume.array, domain)
+            return self.processor.normalize_volume(volume.array, domain, region)
         except GalipError as error:
             raise GalipError(f"{volume.path or 'scan'}: {error}") from None
 
@@ -234,10 +247,9 @@ class GalipPipeline:
         targets = [self._target(name) for name in names]
         volume = self._in_training_plane(volume, settings)
         given, source = source is not None, self.source_domain(source, volume)
-        normalized = self._normalize(volume, source)
+        normalized, body = self._normalize(volume, source)
         slices = normalized.pixel_values[:, 0].numpy()
         hounsfield = self._modality(source) in HOUNSFIELD_MODALITIES
-        body = body_mask([slices])
         placement = self._place(volume, slices, body, settings)
         resized = placement.resize(slices)
         source_report = {

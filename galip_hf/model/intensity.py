@@ -188,8 +188,13 @@ class IntensityNormalizer:
             return None
         return (0.0, 1.0) if rule["rule"] == "none" else (float(rule["lower"]), float(rule["upper"]))
 
-    def normalize_volume(self, volume: Any, domain: str) -> NormalizedVolume:
-        """Normalise a volume (S, H, W), numpy or torch, by one window, with percentiles of the whole volume.
+    def normalize_volume(
+        self, volume: Any, domain: str, region: tuple[slice, ...] | None = None
+    ) -> NormalizedVolume:
+        """Normalise a volume (S, H, W), numpy or torch, by one window.
+
+        Percentiles are those of the whole volume, or of `region` alone: `galip_hf.data.normalization` takes
+        the body's bounding box, as the training data of a model that keeps its slices' geometry did.
 
         Raises:
             GalipError: as `preprocess`; also when `volume` is not three-dimensional.
@@ -198,7 +203,7 @@ class IntensityNormalizer:
         array = real_array(volume)
         if array.ndim != 3:
             raise GalipError(f"volume: found the shape {array.shape}; expected (S, H, W)")
-        normalized = normalize(array, rule, domain)
+        normalized = normalize(array, rule, domain, region)
         return NormalizedVolume(
             torch.from_numpy(normalized.values)[:, None],
             normalized.lower,
@@ -239,8 +244,10 @@ def real_array(values: Any) -> np.ndarray:
     return array.astype(np.float64)
 
 
-def normalize(values: np.ndarray, rule: Mapping[str, Any], domain: str) -> NormalizedValues:
-    """A float64 array of any shape in model space, by a domain's rule.
+def normalize(
+    values: np.ndarray, rule: Mapping[str, Any], domain: str, region: tuple[slice, ...] | None = None
+) -> NormalizedValues:
+    """A float64 array of any shape in model space, by a domain's rule; percentiles are those of `region`.
 
     Raises:
         GalipError: NaN or infinity, no contrast, or values outside [0, 1] under the rule "none".
@@ -250,7 +257,10 @@ def normalize(values: np.ndarray, rule: Mapping[str, Any], domain: str) -> Norma
         raise GalipError(f"domain {domain!r}: {not_finite} of {values.size} values are NaN or infinite")
     padding = is_padding(values)
     padded = int(padding.sum())
-    lower, upper = _window(values[~padding] if padded else values, rule, domain)
+    measured = values if region is None else values[region]
+    if padded:
+        measured = measured[~(padding if region is None else padding[region])]
+    lower, upper = _window(measured if measured.size else values, rule, domain)
     margin = FAR_OUTSIDE * (upper - lower)
     outside = ((values < lower) & ~padding) | (values > upper)
     far_outside = ((values < lower - margin) & ~padding) | (values > upper + margin)

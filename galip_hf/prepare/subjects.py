@@ -1,7 +1,7 @@
 """One subject: read its scans, bring them to one grid, normalise them, choose slices.
 
-- Intensities: the window of the whole scan as read, by the domain's rule (`IntensityNormalizer`), as in
-  `galip-hf translate`; the map is linear, so it is done before resampling.
+- Intensities: the window of the scan as read, by the domain's rule (`normalize_scan`), as in
+  `galip-hf translate`, before resampling.
 - Grid: that of the reference domain. `header` resamples the other scans onto it by the files' geometry;
   `rigid` registers them first. A scan that is already in place is not touched.
 - Slices: those consecutive ones, of the number asked for, that hold most foreground in the reference.
@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from ..data.normalization import normalize_scan
 from ..data.table import MINIMUM_FOREGROUND
 from ..foreground import above_air
 from ..model.errors import GalipError
@@ -115,7 +116,7 @@ def _read(scans: Sequence[Scan], settings: Settings) -> tuple[dict[str, ScanImag
 
 
 def _normalised(image: ScanImage, domain: str, settings: Settings) -> tuple[ScanImage, dict[str, Any]]:
-    normal = IntensityNormalizer(intensity_rules=settings.rules).normalize_volume(image.array, domain)
+    normal = normalize_scan(IntensityNormalizer(intensity_rules=settings.rules), image.array, domain)
     record = {
         "window": [normal.lower, normal.upper],
         "outside_fraction": normal.outside_fraction,

@@ -79,7 +79,7 @@ def test_the_default_rule_of_mr_is_robust_at_both_ends() -> None:
     spoilt[1, 3, 4], spoilt[2, 5, 6] = -1e5, 1e6
     normalized = processor.normalize_volume(spoilt, "T1")
     assert abs(normalized.lower - clean.lower) < 1 and abs(normalized.upper - clean.upper) < 1
-    assert 0 <= normalized.pixel_values.min() and normalized.pixel_values.max() <= 1
+    assert normalized.pixel_values.min() >= 0 and normalized.pixel_values.max() <= 1
     assert normalized.far_outside_fraction == 2 / volume.size
 
 
