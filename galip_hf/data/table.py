@@ -51,6 +51,7 @@ class SubjectVolume:
     `array` is (S, H, W) float32 in model space, S being the axis that is sliced. `split` is one of `train`,
     `validation` and `test`. `first_slice` is the position of `array[0]` in its scan. `plane` (`axial`,
     `coronal` or `sagittal`) and `pixel_size` (mm between rows and columns) are None where they are unknown.
+    `centre` is the (row, column) that a crop keeps in the middle, None for that of the slices.
     """
 
     array: np.ndarray
@@ -60,23 +61,25 @@ class SubjectVolume:
     first_slice: int = 0
     plane: str | None = None
     pixel_size: tuple[float, float] | None = None
+    centre: tuple[float, float] | None = None
 
 
-def crop_or_pad(slices: np.ndarray, size: int) -> np.ndarray:
-    """Centre-crop and zero-pad the last two axes of (..., H, W) to (..., size, size), without resampling.
+def crop_or_pad(slices: np.ndarray, size: int, centre: tuple[float, float] | None = None) -> np.ndarray:
+    """Crop and zero-pad the last two axes of (..., H, W) to (..., size, size), without resampling.
 
-    Zero is the lower end of the intensity window. Where the difference is odd, the extra row or column is cut
-    from, or added at, the end.
+    Zero is the lower end of the intensity window. `centre` is the (row, column) that comes to the middle, in
+    pixels from the outer edge of the first; None: the middle of the slices, where an odd difference leaves
+    the extra row or column at the end.
     """
-    for axis in (-2, -1):
+    for axis, middle in zip((-2, -1), centre or (None, None), strict=True):
         length = slices.shape[axis]
-        if length > size:
-            start = (length - size) // 2
-            slices = slices.take(range(start, start + size), axis=axis)
-        elif length < size:
-            before = (size - length) // 2
+        # Towards zero: an extra row is cut from, or added at, the end.
+        start = int((length - size) / 2) if middle is None else round(middle - size / 2)
+        before, after = max(-start, 0), max(start + size - length, 0)
+        slices = slices.take(range(max(start, 0), min(start + size, length)), axis=axis)
+        if before or after:
             widths = [(0, 0)] * slices.ndim
-            widths[axis] = (before, size - length - before)
+            widths[axis] = (before, after)
             slices = np.pad(slices, widths)
     return slices
 
@@ -110,7 +113,7 @@ class _SplitWriters:
         self.planes.add(volume.plane)
         self.pixel_sizes.append(volume.pixel_size)
         if self.image_size is not None:
-            array = crop_or_pad(array, self.image_size)
+            array = crop_or_pad(array, self.image_size, volume.centre)
         if self.size is None:
             self.size = (array.shape[1], array.shape[2])
         if array.shape[1:] != self.size:

@@ -147,6 +147,7 @@ def prepare(
                             record["first_slice"],
                             plane,
                             pixel_size,
+                            tuple(record["centre"]),
                         )
 
     written = write_table(

@@ -14,9 +14,9 @@ from typing import Any
 
 import numpy as np
 
-from ..data.normalization import normalize_scan
+from ..data.normalization import body_box, normalize_scan
 from ..data.table import MINIMUM_FOREGROUND
-from ..foreground import above_air
+from ..foreground import above_air, body_mask
 from ..model.errors import GalipError
 from ..model.intensity import IntensityNormalizer
 from ..model.slice_geometry import PLANES
@@ -86,6 +86,7 @@ def prepare_subject(scans: Sequence[Scan], settings: Settings) -> PreparedSubjec
             continue
         if domain == reference:
             start, stop = _choose_slices(volume, settings.slices)
+            record["centre"] = _body_centre(volume[start:stop])
             record |= {
                 "reference": reference,
                 "first_slice": start,
@@ -175,6 +176,13 @@ def _choose_slices(volume: np.ndarray, count: int | None) -> tuple[int, int]:
     totals = np.convolve(foreground, np.ones(count, dtype=np.int64), mode="valid")
     start = int(totals.argmax())
     return start, start + count
+
+
+def _body_centre(volume: np.ndarray) -> list[float]:
+    """(row, column) of the middle of the body's box: it comes to the middle of the canvas."""
+    _, rows, columns = body_box(body_mask([volume]))
+    (top, bottom, _), (left, right, _) = rows.indices(volume.shape[1]), columns.indices(volume.shape[2])
+    return [(top + bottom) / 2, (left + right) / 2]
 
 
 def _plane(grid: Grid) -> str | None:
