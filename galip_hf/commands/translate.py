@@ -78,6 +78,18 @@ def add_parser(commands: Any) -> None:
         choices=("axial", "coronal", "sagittal"),
         help="plane of the slices (default: that of the training, else axial, by the scan's affine)",
     )
+    translate.add_argument(
+        "--select",
+        action="append",
+        metavar="KEYWORD=VALUE",
+        help="of DICOM, only images with this value (EchoTime=80, ImageType=M); may be repeated",
+    )
+    translate.add_argument(
+        "--uneven",
+        choices=("refuse", "resample"),
+        default="refuse",
+        help="DICOM slices at uneven distances: refuse them (default), or interpolate to even ones",
+    )
     existing = translate.add_mutually_exclusive_group()
     existing.add_argument("--overwrite", action="store_true", help="replace existing outputs")
     existing.add_argument(
@@ -192,7 +204,7 @@ def _run(
     from ..data.scans import read_scan
     from ..inference.translation import save_dicom, save_translations
 
-    volumes = read_scan(job.scan, axis=arguments.axis)
+    volumes = read_scan(job.scan, axis=arguments.axis, uneven=arguments.uneven)
     slices = sum(len(volume.array) for volume in volumes)
     total = slices * len(job.outputs) * (2 if arguments.cycle_map else 1)
     with tqdm(total=total, unit="slice", desc=job.scan.name, leave=False, disable=None) as bar:
@@ -265,6 +277,18 @@ def _targets(arguments: argparse.Namespace) -> list[str]:
     return names
 
 
+def _selection(arguments: argparse.Namespace) -> dict[str, str]:
+    chosen: dict[str, str] = {}
+    for text in arguments.select or ():
+        keyword, sign, value = text.partition("=")
+        if not (keyword and sign and value) or keyword in chosen:
+            raise GalipError(
+                f"--select {text}: expected KEYWORD=VALUE such as EchoTime=80, each keyword once"
+            )
+        chosen[keyword] = value
+    return chosen
+
+
 def _is_dicom_folder(output: Path) -> bool:
     from ..data.readers import SUFFIXES
 
@@ -296,15 +320,19 @@ def _plan(arguments: argparse.Namespace) -> list[_Job]:
     from ..data.scans import find_scans
     from ..data.writers import check_output_path
 
-    scans, targets, output = find_scans(arguments.inputs), _targets(arguments), Path(arguments.output)
+    scans = find_scans(arguments.inputs, select=_selection(arguments))
+    targets, output = _targets(arguments), Path(arguments.output)
     names_file = output.name.lower().endswith(SUFFIXES)
     single = len(scans) == 1 and len(targets) == 1 and (names_file or not Path(arguments.inputs[0]).is_dir())
     if single and (names_file or (output.suffix and not output.is_dir())):
         checked = check_output_path(output, overwrite=arguments.overwrite or arguments.skip_existing)
         return [_Job(scans[0], {targets[0]: checked})]
     if names_file or output.is_file():
+        parts = [scan.series.part for scan in scans if scan.series and scan.series.part]
+        choice = f", or choose one of {', '.join(parts[:4])} with --select KEYWORD=VALUE" if parts else ""
         raise GalipError(
-            f"--output {output}: {len(scans)} scans to {len(targets)} targets need a folder; give its name"
+            f"--output {output}: {len(scans)} scans to {len(targets)} targets need a folder; give its "
+            f"name{choice}"
         )
     jobs = []
     for scan in scans:

@@ -24,7 +24,8 @@ from ..extras import require
 from ..files import atomic_write
 from ..model.errors import GalipError
 from ..version import DISCLAIMER, __version__
-from .dicom import GEOMETRY, PATIENT_TAGS, PLAIN_TAGS
+from .dicom_geometry import interpolate_slices
+from .dicom_pixels import GEOMETRY, PATIENT_TAGS, PLAIN_TAGS
 from .volumes import Volume, checked_float32
 
 _LONGEST_DESCRIPTION = 64  # of a DICOM LO: characters, which some count as bytes
@@ -87,9 +88,15 @@ def write_dicom_series(
         )
     array = checked_float32(volume.array, f"volume for {folder}")
     voxels = volume.with_array(array).to_source_array().reshape(volume.source.grid)
+    places = volume.source.instance_places
+    if places is not None:  # back to where the source's slices lie
+        grid = np.arange(voxels.shape[2], dtype=np.float64)
+        voxels = interpolate_slices(voxels, grid, np.array(places))
     stored, slope, intercept = _quantised(voxels)
     common = _common(sources[0], description, modality, keep_patient_tags)
     common.RescaleSlope, common.RescaleIntercept = slope, intercept
+    inverted = volume.source.inverted_at is not None
+    common.PhotometricInterpretation = "MONOCHROME1" if inverted else "MONOCHROME2"
     _set_window(common, voxels)
     try:
         with atomic_write(folder) as temporary:
@@ -162,7 +169,9 @@ def _common(source: Any, description: str, modality: str | None, keep_patient_ta
             new[tag] = source[tag]
     for tag in ("StudyInstanceUID", "FrameOfReferenceUID"):
         old = source.get(tag)
-        setattr(new, tag, old if keep_patient_tags and old else generate_uid(entropy_srcs=[_RUN, str(old)]))
+        # With the patient in it: archives exist in which two patients have one StudyInstanceUID.
+        entropy = [_RUN, str(old), str(source.get("PatientID"))]
+        setattr(new, tag, old if keep_patient_tags and old else generate_uid(entropy_srcs=entropy))
     if not keep_patient_tags:
         new.PatientIdentityRemoved = "YES"
         new.DeidentificationMethod = "galip_hf: new UIDs, only geometry of the source kept"
@@ -216,7 +225,7 @@ def _image(common: Any, source: Any, stored: np.ndarray, index: int, keep_patien
         if "ReferencedFrameNumber" in source:
             reference.ReferencedFrameNumber = source.ReferencedFrameNumber
         image.SourceImageSequence = [reference]
-    image.SamplesPerPixel, image.PhotometricInterpretation = 1, "MONOCHROME2"
+    image.SamplesPerPixel = 1
     image.Rows, image.Columns = stored.shape
     image.BitsAllocated, image.BitsStored, image.HighBit, image.PixelRepresentation = 16, 16, 15, 0
     image.PixelData = np.ascontiguousarray(stored, dtype="<u2").tobytes()

@@ -6,7 +6,7 @@ import logging
 import os
 import re
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,8 @@ from PIL import Image
 
 from ..files import files_below
 from ..model.errors import GalipError
-from . import dicom
+from . import dicom_series
+from .dicom import read_series
 from .dicom_writer import write_dicom_series
 from .readers import (
     SUFFIXES,
@@ -38,32 +39,43 @@ class ScanSource:
 
     Attributes:
         path: the file; for a DICOM series of several files the folder that holds them all.
-        series_uid: SeriesInstanceUID of a DICOM series; None for other formats, and for a DICOM file whose
-            header cannot be read.
+        series_uid: SeriesInstanceUID of a DICOM series; None for other formats, and for DICOM with none, with
+            several, or with an unreadable header.
         name: unique among the scans found together, without suffix, fit for a file name.
         files: the files of a DICOM series, sorted by name; empty for other formats.
+        series: of DICOM, which images of `files` are meant; None: all, which must be one stack.
     """
 
     path: Path
     series_uid: str | None
     name: str
     files: tuple[Path, ...] = ()
+    series: dicom_series.Series | None = None
 
 
-def find_scans(paths: Iterable[str | os.PathLike[str]]) -> list[ScanSource]:
+def find_scans(
+    paths: Iterable[str | os.PathLike[str]], *, select: Mapping[str, str] | None = None
+) -> list[ScanSource]:
     """The scans at `paths`: a file is one, a folder is searched through all its levels.
 
     In a folder every file with a suffix of `SUFFIXES` is a scan, and the DICOM files (known by their content,
-    or by `.dcm`, `.dicom` or `.ima`) are grouped by SeriesInstanceUID. A file that turns out not to be
-    readable, or DICOM without an image, is a scan too, which `read_scan` refuses in one line. Other files,
-    such as BIDS' JSON, are counted in a warning of the log; those whose name starts with a dot, and DICOMDIR,
-    are passed over. A file reached twice is one scan.
+    or by `.dcm`, `.dicom` or `.ima`) are grouped into series, and series into stacks where they hold several
+    (echoes, time points, b-values), see `dicom_series`. A file that turns out not to be readable, or DICOM
+    without an image, is a scan too, which `read_scan` refuses in one line. Other files, such as BIDS' JSON,
+    are counted in a warning of the log; those whose name starts with a dot, and DICOMDIR, are passed over. A
+    file reached twice is one scan.
+
+    Args:
+        paths: files and folders.
+        select: keep only DICOM images whose elements have these values, by keyword (`{"EchoTime": "80"}`);
+            other formats, which have no such elements, are then left out.
 
     Returns:
         The scans, sorted by path within each of `paths`.
 
     Raises:
-        GalipError: a path that does not exist, a folder without scans, or pydicom is needed and missing.
+        GalipError: a path that does not exist, a folder without scans, an unknown keyword or nothing that
+            fits `select`, or pydicom is needed and missing.
     """
     found: list[_Found] = []
     seen: set[Path] = set()
@@ -74,12 +86,12 @@ def find_scans(paths: Iterable[str | os.PathLike[str]]) -> list[ScanSource]:
         seen.update(file.resolve() for file in files)
         if every and not files:
             continue
-        here = _scans_of(root, files)
+        here = _scans_of(root, files, select)
         if not here and len(files) == len(every):
             raise GalipError(f"{root}: no scans in this folder; expected DICOM or {', '.join(SUFFIXES)}")
-        found += sorted(here, key=lambda scan: (str(scan.path), scan.label, scan.series_uid or ""))
+        found += sorted(here, key=lambda scan: (str(scan.path), scan.label, scan.uid))
     return [
-        ScanSource(scan.path, scan.series_uid, name, scan.files)
+        ScanSource(scan.path, scan.uid or None, name, scan.series.files if scan.series else (), scan.series)
         for scan, name in zip(found, _unique_names(found), strict=True)
     ]
 
@@ -91,17 +103,22 @@ class _Found:
     root: Path
     path: Path
     label: str
-    series_uid: str | None = None
-    files: tuple[Path, ...] = ()
+    series: dicom_series.Series | None = None
+
+    @property
+    def uid(self) -> str:
+        return (self.series.uid if self.series else None) or ""
 
 
-def _scans_of(root: Path, files: Sequence[Path]) -> list[_Found]:
-    scans = [_Found(root, file, _stem(file.name)) for file in files if _has_suffix(file)]
+def _scans_of(root: Path, files: Sequence[Path], select: Mapping[str, str] | None) -> list[_Found]:
     others = [file for file in files if not _has_suffix(file)]
-    series = dicom.dicom_files(others)
-    for one in dicom.find_series(series):
+    series = dicom_series.dicom_files(others)
+    if select and not series:
+        raise GalipError(f"{root}: holds no DICOM, of which alone --select can choose images")
+    scans = [] if select else [_Found(root, file, _stem(file.name)) for file in files if _has_suffix(file)]
+    for one in dicom_series.find_series(series, select):
         label = _stem(root.name) if root.is_file() else one.label
-        scans.append(_Found(root, one.path, label, one.uid, one.files))
+        scans.append(_Found(root, one.path, "_".join(filter(None, (label, one.part))), one))
     rest = sorted(set(others) - set(series))
     if root.is_file():
         return scans or [_Found(root, root, _stem(root.name))]  # refused, with the reason, when it is read
@@ -125,7 +142,7 @@ def _has_suffix(file: Path) -> bool:
 
 
 def _stem(name: str) -> str:
-    suffixes = (*SUFFIXES, *dicom.SUFFIXES)
+    suffixes = (*SUFFIXES, *dicom_series.SUFFIXES)
     suffix = next((suffix for suffix in suffixes if name.lower().endswith(suffix)), "")
     return name[: len(name) - len(suffix)]
 
@@ -158,7 +175,9 @@ def _word(text: str) -> str:
     return re.sub(r"[^\w.+=-]+", "-", text).strip("-.") or "scan"
 
 
-def read_scan(source: Any, *, axis: str | None = None, variable: str | None = None) -> list[Volume]:
+def read_scan(
+    source: Any, *, axis: str | None = None, variable: str | None = None, uneven: str = "refuse"
+) -> list[Volume]:
     """Read a scan, whatever it is.
 
     Args:
@@ -167,12 +186,13 @@ def read_scan(source: Any, *, axis: str | None = None, variable: str | None = No
             `Volume`, which is returned as it is.
         axis: the plane of the slices, `axial`, `coronal` or `sagittal`; None: axial by the affine.
         variable: the array to take from a `.mat` or `.npz` file.
+        uneven: what to do about DICOM slices at uneven distances, `refuse` or `resample`.
 
     Returns:
         One volume, or one for each volume of a 4-D NIfTI.
 
     Raises:
-        GalipError: as `read_volumes` and `dicom.read_series`; also a folder with several scans.
+        GalipError: as `read_volumes` and `read_series`; also a folder with several scans.
     """
     if isinstance(source, (str, os.PathLike)):
         source = _single_source(Path(source))
@@ -180,7 +200,7 @@ def read_scan(source: Any, *, axis: str | None = None, variable: str | None = No
         raise GalipError(f"variable={variable!r} was given, but only .mat and .npz files hold named arrays")
     if isinstance(source, ScanSource):
         if source.files:
-            return [dicom.read_series(source.files, axis=axis)]
+            return [read_series(source.series or source.files, axis=axis, uneven=uneven)]
         return read_volumes(source.path, axis=axis, variable=variable)
     if isinstance(source, nib.spatialimages.SpatialImage):
         return nifti_image_volumes(source, axis)
@@ -198,11 +218,14 @@ def read_scan(source: Any, *, axis: str | None = None, variable: str | None = No
 
 
 def _single_source(path: Path) -> ScanSource:
-    if not path.is_dir() and (_has_suffix(path) or not path.is_file() or not dicom.is_dicom(path)):
+    if not path.is_dir() and (_has_suffix(path) or not path.is_file() or not dicom_series.is_dicom(path)):
         return ScanSource(path, None, _stem(path.name))
     sources = find_scans([path])
     if len(sources) > 1:
-        listing = ", ".join(source.series_uid or source.path.name for source in sources[:4])
+        listing = ", ".join(
+            (source.series.part if source.series else "") or source.series_uid or source.path.name
+            for source in sources[:4]
+        )
         raise GalipError(
             f"{path}: holds {len(sources)} scans ({listing}{', ...' if len(sources) > 4 else ''}), expected "
             "one series; give them one by one, or all of them to find_scans or to the command line"

@@ -36,6 +36,10 @@ class FileLayout:
         flips: whether slices, rows and columns run against the file's axis.
         header: the NIfTI header (for DICOM one that says the same), None for a file without geometry.
         instances: for DICOM, what is kept of each slice's header, along the grid's third axis.
+        instance_places: for DICOM slices that were resampled to even distances, where each of `instances`
+            lies along the third axis, in slices from the first; None where instance k is slice k.
+        inverted_at: for DICOM whose lowest value is white (MONOCHROME1), the number that values in the file
+            and in memory add up to; None for all else.
     """
 
     shape: tuple[int, ...]
@@ -44,6 +48,8 @@ class FileLayout:
     flips: tuple[bool, bool, bool] = (False, False, False)
     header: nib.Nifti1Header | None = None
     instances: tuple[Any, ...] = ()
+    instance_places: tuple[float, ...] | None = None
+    inverted_at: float | None = None
 
     @property
     def affine(self) -> np.ndarray | None:
@@ -99,11 +105,13 @@ class Volume:
         layout = slices_first_layout(data.shape, "array")
         return cls(array=layout.arrange(data), path=None, spacing=(1.0, 1.0, 1.0), source=layout)
 
-    def with_array(self, array: np.ndarray) -> Volume:
+    def with_array(self, array: np.ndarray, *, own_scale: bool = False) -> Volume:
         """The same geometry with new values.
 
         Args:
             array: (S, H, W), the shape of `self.array`; stored as float32.
+            own_scale: the values are not on the scale of this volume (HU made from MR, differences), so they
+                are written as they are even if this volume's file has inverted grey values.
 
         Raises:
             GalipError: the shape differs, or the data are not real numbers.
@@ -114,7 +122,10 @@ class Volume:
                 f"array: shape {data.shape} does not match the volume's {self.array.shape}; "
                 "give one value for each voxel, as (slices, rows, columns)"
             )
-        return replace(self, array=np.ascontiguousarray(_real(data, "array"), dtype=np.float32))
+        source = replace(self.source, inverted_at=None) if own_scale else self.source
+        return replace(
+            self, array=np.ascontiguousarray(_real(data, "array"), dtype=np.float32), source=source
+        )
 
     @property
     def plane(self) -> str | None:
@@ -142,8 +153,9 @@ class Volume:
         return replace(self, array=array, spacing=nifti_spacing(layout), source=layout)
 
     def to_source_array(self) -> np.ndarray:
-        """`array` put back in the axis order and shape of the file."""
-        return self.source.restore(self.array)
+        """`array` put back in the axis order and shape of the file, and on its grey scale (MONOCHROME1)."""
+        restored = self.source.restore(self.array)
+        return restored if self.source.inverted_at is None else np.float32(self.source.inverted_at) - restored
 
 
 def checked_float32(data: np.ndarray, name: str) -> np.ndarray:

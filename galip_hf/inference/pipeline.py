@@ -272,7 +272,8 @@ class GalipPipeline:
         translations = []
         for name, translated in zip(names, self._run(placement, slices, targets, settings), strict=True):
             # A percentile window belongs to one scan: an MR translation keeps the input's scale.
-            lower, upper = self.processor.fixed_window(name) or (normalized.lower, normalized.upper)
+            fixed = self.processor.fixed_window(name)
+            lower, upper = fixed or (normalized.lower, normalized.upper)
             report: dict[str, Any] = {
                 **source_report,
                 "target": name,
@@ -291,7 +292,8 @@ class GalipPipeline:
             report["warnings"] = [*notes, *reliability.warnings_of(report)]
             report |= self._provenance(volume, settings)
             array = self.processor.postprocess(translated, lower=lower, upper=upper)
-            translations.append(Translation(volume.with_array(array), volume, report, cycle_map))
+            translated_volume = volume.with_array(array, own_scale=fixed is not None)
+            translations.append(Translation(translated_volume, volume, report, cycle_map))
         return translations
 
     def _modality(self, domain: str) -> str:

@@ -105,7 +105,7 @@ def save_translations(
     path = check_output_path(Path(path), overwrite=overwrite)
     _write_reports(translations, path, overwrite)
     cycles = [
-        translation.source_volume.with_array(translation.cycle_map)
+        translation.source_volume.with_array(translation.cycle_map, own_scale=True)
         for translation in translations
         if translation.cycle_map is not None
     ]

@@ -87,7 +87,8 @@ def read_image(scan: Scan) -> ScanImage:
     if path.name.lower().endswith(ITK_SUFFIXES):
         image = _read_itk(path)
     else:
-        volume = read_series([Path(file) for file in scan.files]) if scan.files else _read_one(path)
+        files = [Path(file) for file in scan.files]
+        volume = read_series(files, part=scan.part) if files else _read_one(path)
         image = ScanImage(volume.array, grid_of(volume))
     if scan.slices is None:
         return image

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ..data import dicom
+from ..data import dicom_series
 from ..data.readers import SUFFIXES
 from ..files import files_below
 from ..model.errors import GalipError
@@ -28,7 +28,8 @@ ITK_SUFFIXES = (".mha", ".mhd", ".nrrd")
 
 @dataclass(frozen=True)
 class Scan:
-    """One scan to prepare. `slices` (start, stop) takes a part of its slices; `files`: of a DICOM series."""
+    """One scan to prepare. `slices` (start, stop) takes a part of its slices; `files`: of a DICOM series, and
+    `part` which of its stacks (`galip_hf.data.dicom_series.Series.part`), if it has several."""
 
     path: str
     domain: str
@@ -37,6 +38,7 @@ class Scan:
     group: str | None = None
     files: tuple[str, ...] = ()
     slices: tuple[int, int] | None = None
+    part: str = ""
 
 
 @dataclass(frozen=True)
@@ -99,9 +101,10 @@ def gold_atlas(directory: Path) -> Source:
                 _take(found, Scan(str(path), domain, patient.name), path.name, notes)
         for series in _dicom_series(patient):
             domain = _pelvis_domain(series.description, series.modality)
-            where = f"{series.path.name}: {series.modality} {series.description!r}"
+            where = f"{series.path.name}: {series.modality} {series.description!r} {series.part}".rstrip()
             if domain:
-                scan = Scan(str(series.path), domain, patient.name, files=tuple(map(str, series.files)))
+                files = tuple(map(str, series.files))
+                scan = Scan(str(series.path), domain, patient.name, files=files, part=series.part)
                 _take(found, scan, where, notes, better="cttomr" in series.description.lower())
             elif series.modality in ("CT", "MR"):
                 reason = f"{where}: neither T1 nor T2 in its description"
@@ -121,13 +124,13 @@ def gold_atlas(directory: Path) -> Source:
     )
 
 
-def _dicom_series(directory: Path) -> list[dicom.Series]:
+def _dicom_series(directory: Path) -> list[dicom_series.Series]:
     """The DICOM series below a directory, in the order of their folders and UIDs; other files are ignored."""
-    found = dicom.find_series(dicom.dicom_files(files_below(_directory(directory))))
+    found = dicom_series.find_series(dicom_series.dicom_files(files_below(_directory(directory))))
     for series in found:
-        if series.uid is None:
+        if not series.frames:
             raise GalipError(f"{series.path}: not a readable DICOM file; copy it again")
-    return sorted(found, key=lambda series: (str(series.path), str(series.uid)))
+    return sorted(found, key=lambda series: (str(series.path), str(series.uid), series.part))
 
 
 def _pelvis_domain(description: str, modality: str | None) -> str | None:
