@@ -146,10 +146,9 @@ class Volume:
         header = self.source.header
         if header is None or self.plane == plane or sum(length > 1 for length in self.source.grid) < 3:
             return self
-        layout = replace(
-            nifti_layout(header, str(self.path or "scan"), plane), instances=self.source.instances
-        )
-        array = layout.arrange(self.to_source_array())
+        found = nifti_layout(header, str(self.path or "scan"), plane)
+        layout = replace(self.source, axes=found.axes, flips=found.flips)
+        array = layout.arrange(self.source.restore(self.array))
         return replace(self, array=array, spacing=nifti_spacing(layout), source=layout)
 
     def to_source_array(self) -> np.ndarray:
