@@ -5,10 +5,10 @@ python -m benchmarks.quality DATA [--source FOLDER] [--systems galip cyclegan] [
 
 DATA is `phantom`, `brainweb` or `open_ms` (see `data`); the latter two need `--source`. The table of slices
 and the scores of the baselines are made once, in OUTPUT/DATA. `galip` is the recipe of the file
-examples/configs/phantom.yaml with some keys replaced (`--set`), trained in OUTPUT/DATA/NAME/seed-N; `cyclegan`
-is one CycleGAN for each pair of domains, with the same processor time in total. A run that has ended is not
-repeated; one that was stopped goes on. At the end the table of all results in OUTPUT/DATA is printed, and
-results.json and curve.png are written there.
+examples/configs/phantom.yaml with some keys replaced (`--set`), trained in OUTPUT/DATA/NAME/seed-N;
+`cyclegan` is one CycleGAN for each pair of domains, with the same processor time in total. A run that ended
+is not repeated; one that was stopped goes on. At the end the table of all results in OUTPUT/DATA is printed,
+and results.json and curve.png are written there.
 
 Processor time is that of the process, all threads, without scoring.
 """

@@ -154,7 +154,8 @@ class CycleGan:
             judged = judged + ((scores[0] - 1).square().mean() + scores[1].square().mean()) / 2
         self._update(1, judged)
         self.step += 1
-        return {name: float(v) for name, v in (("adversarial", adversarial), ("cycle", cycle), ("D", judged))}
+        losses = {"adversarial": adversarial, "cycle": cycle, "discriminator": judged}
+        return {name: float(value.detach()) for name, value in losses.items()}
 
     def _update(self, player: int, loss: Tensor) -> None:
         self.optimizers[player].zero_grad()

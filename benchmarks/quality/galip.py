@@ -11,7 +11,7 @@ from accelerate.utils import set_seed
 
 from benchmarks.quality.data import DataSet
 from benchmarks.quality.scoring import CpuClock, Scorer, mean_of
-from galip_hf import GalipForImageTranslation, GalipImageProcessor
+from galip_hf import GalipError, GalipForImageTranslation, GalipImageProcessor
 from galip_hf.inference.slices import translate_slices
 from galip_hf.training.distributed import ProcessGroup
 from galip_hf.training.recipe import Recipe, load_recipe
@@ -51,7 +51,7 @@ def train_galip(recipe: Recipe, scorer: Scorer) -> dict[str, Any]:
     The making of the CLIP stand-in counts towards the budget; scoring does not.
 
     Raises:
-        GalipError: as `run_recipe`; also when a signal stopped the training.
+        GalipError: as `run_recipe`; or the budget is used up before the first step.
     """
     clock, started = CpuClock(), time.time()
     folder = recipe.training.output_path
@@ -59,6 +59,11 @@ def train_galip(recipe: Recipe, scorer: Scorer) -> dict[str, Any]:
     trainer = _make_trainer(recipe)
     trainer.clock = clock
     trainer.state.seconds = clock()  # a resumed run takes it from its checkpoint
+    if recipe.training.is_over(0, trainer.state.seconds):
+        raise GalipError(
+            f"{folder}: making the CLIP stand-in took {trainer.state.seconds:.0f} s of processor time, "
+            "all of the budget; give more --cpu-minutes, or a lower clip.tiny.steps"
+        )
     curve = folder / CURVE
 
     def score(model: GalipForImageTranslation) -> dict[str, float]:
