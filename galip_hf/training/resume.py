@@ -69,6 +69,9 @@ def save_run(state: TrainingState, run: RunIdentity, processes: ProcessGroup, di
             "generator_optimizer": optimizer_tensors(state.generator_optimizer),
             "discriminator_optimizer": optimizer_tensors(state.discriminator_optimizer),
         }
+        if state.patch_discriminator is not None and state.patch_optimizer is not None:
+            tensors["patch_discriminator"] = state.patch_discriminator.state_dict()
+            tensors["patch_optimizer"] = optimizer_tensors(state.patch_optimizer)
         values = {
             "model": state.generator.config.own_values(),
             "arguments": run.arguments.to_dict(),
@@ -76,6 +79,7 @@ def save_run(state: TrainingState, run: RunIdentity, processes: ProcessGroup, di
             "data": run.data,
             "clip": run.clip,
             "ema_updates": state.ema.updates,
+            "seconds": state.seconds,
             "scaler": state.scaler.state_dict(),
             "of_processes": own_states,
             "best": state.best.state_dict() if state.best else {},
@@ -124,6 +128,9 @@ def resume_run(state: TrainingState, run: RunIdentity, processes: ProcessGroup, 
     state.ema.module.load_state_dict(tensors("ema"))
     load_optimizer_tensors(state.generator_optimizer, tensors("generator_optimizer"))
     load_optimizer_tensors(state.discriminator_optimizer, tensors("discriminator_optimizer"))
+    if state.patch_discriminator is not None and state.patch_optimizer is not None:
+        state.patch_discriminator.load_state_dict(tensors("patch_discriminator"))
+        load_optimizer_tensors(state.patch_optimizer, tensors("patch_optimizer"))
     _load_counters(state, saved, processes)
     if processes.state.is_main_process:
         logger.info("resuming at step %d from %s", state.step, path)
@@ -142,11 +149,17 @@ def _refuse_another_run(
         )
     )
     refuse_differences(path, of_checkpoint, of_run, "training")
+    if state.patch_discriminator is not None and not saved["arguments"]["loss_weights"].get("patch"):
+        raise GalipError(
+            f"{path}: has no patch discriminator; set loss_weights.patch to 0, or choose another output_dir "
+            "to start anew"
+        )
 
 
 def _load_counters(state: TrainingState, saved: Mapping[str, Any], processes: ProcessGroup) -> None:
     """Take all that is not a tensor from a checkpoint's plain values."""
     state.step, state.ema.updates = saved["step"], saved["ema_updates"]
+    state.seconds = saved.get("seconds", 0.0)
     if state.scaler.is_enabled() and saved["scaler"]:
         state.scaler.load_state_dict(saved["scaler"])
     own_state = saved["of_processes"][processes.state.process_index]

@@ -4,6 +4,7 @@ The state of random generators is not part of it: data, augmentation and initial
 (seed, epoch, index), and nothing in a run draws from a global generator.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -15,8 +16,9 @@ from .discriminator import GalipDiscriminator
 from .early_stopping import BestValidation
 from .ema import ExponentialMovingAverage
 from .nonfinite_guard import FiniteGuard
+from .patch_discriminator import PatchDiscriminator
 from .run_log import StepRecord
-from .training_args import GalipTrainingArguments
+from .training_args import GalipLossWeights, GalipTrainingArguments
 
 
 @dataclass
@@ -32,6 +34,8 @@ class TrainingState:
         record: values of the steps since the last log entry.
         best: the best validation so far; None where no metric was chosen.
         step: optimiser steps done.
+        seconds: training time of these steps.
+        patch_discriminator, patch_optimizer: None where the loss `patch` has no weight.
     """
 
     generator: GalipForImageTranslation
@@ -44,11 +48,34 @@ class TrainingState:
     record: StepRecord
     best: BestValidation | None = None
     step: int = 0
+    seconds: float = 0.0
+    patch_discriminator: PatchDiscriminator | None = None
+    patch_optimizer: torch.optim.Adam | None = None
 
     @property
     def averaged_model(self) -> GalipForImageTranslation:
         """The moving average's model: what is validated, saved and used."""
         return self.ema.module  # type: ignore[return-value]
+
+    @property
+    def optimizers(self) -> dict[str, torch.optim.Adam]:
+        """The optimiser of each network, by the name under which its learning rate is logged."""
+        optimizers = {"generator": self.generator_optimizer, "discriminator": self.discriminator_optimizer}
+        return optimizers | (
+            {"patch_discriminator": self.patch_optimizer} if self.patch_optimizer is not None else {}
+        )
+
+    def trained_parameters(
+        self, domains: Sequence[int], weights: GalipLossWeights
+    ) -> dict[str, list[nn.Parameter]]:
+        """The parameters that a step on some domains moves, by network."""
+        parameters = {"generator": list(self.generator.parameters())}
+        if weights.adversarial:
+            heads = (self.discriminator.heads(label).parameters() for label in domains)
+            parameters["discriminator"] = [parameter for head in heads for parameter in head]
+        if self.patch_discriminator is not None:
+            parameters["patch_discriminator"] = list(self.patch_discriminator.parameters())
+        return parameters
 
 
 def new_state(
@@ -74,6 +101,11 @@ def new_state(
             backbone.image_width,
             backbone.embedding_width,
         ).to(device)
+        patch = (
+            PatchDiscriminator(len(generator.config.domains)).to(device)
+            if arguments.loss_weights.patch
+            else None
+        )
     best = arguments.metric_for_best
 
     def adam(network: nn.Module, rate: float) -> torch.optim.Adam:
@@ -90,6 +122,8 @@ def new_state(
         FiniteGuard(arguments.max_skipped_steps, device),
         StepRecord(),
         BestValidation(best, arguments.early_stopping_patience) if best else None,
+        patch_discriminator=patch,
+        patch_optimizer=adam(patch, arguments.patch_learning_rate) if patch is not None else None,
     )
 
 

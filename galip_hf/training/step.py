@@ -8,7 +8,8 @@ Source: Korkmaz & Patel, MIDL 2025, section 2. For an image x of domain A and a 
 3. fake G(x, B) and its reconstruction G(fake, A): the cycle loss, and the backward pass down to the fake;
 4. one pass of the frozen ViT over the fake (with gradients) and one over y (without); one pass of the heads
    over the features of both, detached from the generator: it gives the discriminator's loss and the gradient
-   of the generator's adversarial loss with respect to the fake's features; then backward to the fake;
+   of the generator's adversarial loss with respect to the fake's features; then backward to the fake. Where
+   there is a patch discriminator, the same with the pixels of both in place of features;
 5. the backward pass through the fake with the sum of these gradients, then through 1 with the sum of its own.
 
 The result is the gradient of the sum of all losses, but the graphs of at most two generator calls are held at
@@ -32,6 +33,7 @@ from ..model.modeling_galip import GalipForImageTranslation
 from ..model.unet_blocks import KeysAndValues
 from . import losses
 from .discriminator import GalipDiscriminator
+from .patch_discriminator import PatchDiscriminator
 from .training_args import GalipLossWeights
 
 logger = logging.getLogger(__name__)
@@ -105,6 +107,11 @@ class TrainingStep:
         scale_loss: multiplies a loss by the scale of float16 training; by default leaves it.
         compiled: compile the generator with `torch.compile`.
         real_features: (images, numbers) -> their CLIP features, from a cache; by default they are computed.
+        patch_discriminator: with the loss `patch`.
+
+    Attributes:
+        adversarial_factor: multiplies the weights of the generator's adversarial losses, `adversarial` and
+            `patch`; the trainer changes it from step to step.
     """
 
     def __init__(
@@ -118,9 +125,12 @@ class TrainingStep:
         scale_loss: Callable[[Tensor], Tensor] = lambda loss: loss,
         compiled: bool = False,
         real_features: Callable[[Tensor, tuple[Any, ...]], ClipImageFeatures] | None = None,
+        patch_discriminator: PatchDiscriminator | None = None,
     ) -> None:
         self.generator, self.discriminator, self.backbone = generator, discriminator, backbone
         self.text_embeddings, self.weights = text_embeddings, weights
+        self.patch_discriminator = patch_discriminator
+        self.adversarial_factor = 1.0
         self.autocast, self.scale_loss = autocast, scale_loss
         self._real_features = real_features or (lambda images, views: backbone.encode_images(images))
         self._encode = torch.compile(generator.encode) if compiled else generator.encode
@@ -131,13 +141,14 @@ class TrainingStep:
 
         Returns:
             Detached values on the device: `losses` by name (unweighted means over both directions), and, with
-            an adversarial loss, `discriminator_outputs`, the mean logits of `real` and `fake`.
+            an adversarial loss, `discriminator_outputs`, the mean logits of `real` and `fake` (of the patch
+            discriminator: `patch_real` and `patch_fake`).
         """
         values: dict[str, Values] = {"losses": {}}
         weights = self.weights
         with self.autocast():
             prompts = self._prompts(batch)
-            wants_fakes = bool(weights.cycle or weights.paired or self._uses_clip)
+            wants_fakes = bool(weights.cycle or weights.paired or weights.patch or self._uses_clip)
             features = _Cut(self._encode(batch.sources))
             if weights.identity:
                 same = self._translate(features.leaves, batch.source_labels, batch, prompts)
@@ -186,12 +197,18 @@ class TrainingStep:
         if self.weights.paired:
             paired = losses.paired_loss(fakes, batch.targets, batch.registered)
             self._run_backward({"paired": paired}, share, values)
+        if self.patch_discriminator is not None:
+            self._patch_part(self.patch_discriminator, batch, fakes, share, values)
         if self._uses_clip:
             self._clip_part(batch, fakes, share, values)
 
     def _weighted(self, named: Values, share: float) -> Tensor:
         """The sum over both directions of the weighted losses, scaled for the backward pass."""
-        terms = [losses.DIRECTIONS * getattr(self.weights, name) * value for name, value in named.items()]
+        factors = {"adversarial": self.adversarial_factor, "patch": self.adversarial_factor}
+        terms = [
+            losses.DIRECTIONS * getattr(self.weights, name) * factors.get(name, 1.0) * value
+            for name, value in named.items()
+        ]
         return self.scale_loss(torch.stack(terms).sum() * share)
 
     def _run_backward(self, named: Values, share: float, values: dict[str, Values]) -> None:
@@ -224,6 +241,59 @@ class TrainingStep:
             gradients += self._adversarial_part(batch, real, fake, values, share)
         _backward(outputs, gradients)
 
+    def _patch_part(
+        self,
+        discriminator: PatchDiscriminator,
+        batch: UnpairedBatch,
+        fakes: Tensor,
+        share: float,
+        values: dict[str, Values],
+    ) -> None:
+        """Add the gradients of the patch discriminator, and the generator's to the fakes, a leaf."""
+        labels = torch.cat([batch.target_labels] * 2)
+        logits = discriminator(torch.cat([batch.targets, fakes]), labels)
+        pixels, parameters = [fakes], list(discriminator.parameters())
+        gradients = self._of_both_players("patch", logits, pixels, parameters, share, values)
+        _backward(pixels, gradients)
+
+    def _of_both_players(
+        self,
+        name: str,
+        logits: Tensor,
+        inputs: list[Tensor],
+        parameters: list[nn.Parameter],
+        share: float,
+        values: dict[str, Values],
+    ) -> Sequence[Tensor]:
+        """Add a discriminator's gradients; the generator's, with respect to `inputs`, are returned.
+
+        Args:
+            name: of the generator's loss.
+            logits: of the real images, then of as many fakes.
+            inputs: what the fakes' logits were computed from.
+            parameters: of the discriminator.
+        """
+        real_logits, fake_logits = logits.chunk(2)
+        generator_loss = losses.adversarial_generator_loss(fake_logits)
+        discriminator_loss = losses.adversarial_discriminator_loss(real_logits, fake_logits)
+        total = self._weighted({name: generator_loss}, share)
+        with torch.autocast(total.device.type, enabled=False):
+            gradients = torch.autograd.grad(total, inputs, retain_graph=True)
+        loss = self.scale_loss(losses.DIRECTIONS * discriminator_loss * share)
+        _backward([loss], [first_gradient(loss)], inputs=parameters)
+        prefix = "" if name == "adversarial" else f"{name}_"
+        values["losses"] |= {
+            name: generator_loss.detach(),
+            f"{prefix}discriminator": discriminator_loss.detach(),
+        }
+        values.setdefault("discriminator_outputs", {}).update(
+            {
+                f"{prefix}real": real_logits.detach().mean(),
+                f"{prefix}fake": fake_logits.detach().mean(),
+            }
+        )
+        return gradients
+
     def _adversarial_part(
         self,
         batch: UnpairedBatch,
@@ -237,28 +307,12 @@ class TrainingStep:
         tokens = [torch.cat(pair) for pair in zip(real.patch_tokens, leaves, strict=True)]
         text = self.text_embeddings[batch.target_labels]
         logits = self.discriminator(tokens, batch.target_domains * 2, torch.cat([text, text]))
-        real_logits, fake_logits = logits.chunk(2)
-        generator_loss = losses.adversarial_generator_loss(fake_logits)
-        discriminator_loss = losses.adversarial_discriminator_loss(real_logits, fake_logits)
         heads = [
             parameter
             for label in set(batch.target_domains)
             for parameter in self.discriminator.heads(label).parameters()
         ]
-        total = self._weighted({"adversarial": generator_loss}, share)
-        with torch.autocast(total.device.type, enabled=False):
-            gradients = torch.autograd.grad(total, leaves, retain_graph=True)
-        loss = self.scale_loss(losses.DIRECTIONS * discriminator_loss * share)
-        _backward([loss], [first_gradient(loss)], inputs=heads)
-        values["losses"] |= {
-            "adversarial": generator_loss.detach(),
-            "discriminator": discriminator_loss.detach(),
-        }
-        values["discriminator_outputs"] = {
-            "real": real_logits.detach().mean(),
-            "fake": fake_logits.detach().mean(),
-        }
-        return gradients
+        return self._of_both_players("adversarial", logits, leaves, heads, share, values)
 
 
 # Compilation

@@ -65,7 +65,8 @@ class GalipTrainer:
 
     After `train()`, `output_dir/model` holds the moving average, the processor and `training.json`, the facts
     for a model card; `log.jsonl` the log.
-    `stopped_by` is the name of the signal that ended `train()` early, or None.
+    `stopped_by` is the name of the signal that ended `train()` early, or None. `clock` gives the seconds that
+    `max_hours` is compared with; only differences count. A benchmark may count processor time instead.
 
     Raises:
         GalipError: an epoch shorter than a batch; a precision that contradicts the launcher's; processes that
@@ -103,6 +104,8 @@ class GalipTrainer:
         self.processes.broadcast(generator)
         self.state = new_state(generator, backbone, arguments, self.images_per_step)
         self.processes.broadcast(self.state.discriminator)
+        if self.state.patch_discriminator is not None:
+            self.processes.broadcast(self.state.patch_discriminator)
         self.loader = StepLoader(train_dataset, arguments, self.processes.size, self._process, device)
         require_same_facts(self.processes, {"training items": self.loader.fingerprint})
         self.gradients = TrainingStep(
@@ -115,8 +118,10 @@ class GalipTrainer:
             self.state.scaler.scale,  # type: ignore[arg-type]
             compiled=arguments.torch_compile and can_compile(device),
             real_features=self._feature_cache(train_dataset) if arguments.cache_image_features else None,
+            patch_discriminator=self.state.patch_discriminator,
         )
         self.stopped_by: str | None = None
+        self.clock: Callable[[], float] = time.monotonic
 
     def _feature_cache(self, dataset: Any) -> ImageFeatureCache:
         if not isinstance(dataset, UnpairedSlices):
@@ -154,18 +159,13 @@ class GalipTrainer:
             Values by group, means over the batches, on the device.
         """
         self._set_learning_rate()
+        self.gradients.adversarial_factor = self.arguments.adversarial_factor(self.state.step)
         all_values = [self.gradients.backward(batch, 1 / len(batches)) for batch in batches]
-        is_adversarial = bool(self.arguments.loss_weights.adversarial)
-        networks: dict[str, tuple[torch.optim.Adam, list[nn.Parameter]]] = {
-            "generator": (self.state.generator_optimizer, list(self.state.generator.parameters()))
-        }
-        if is_adversarial:
-            heads = [p for label in domains for p in self.state.discriminator.heads(label).parameters()]
-            networks["discriminator"] = (self.state.discriminator_optimizer, heads)
         norms = {}
-        for name, (optimizer, parameters) in networks.items():
+        trained = self.state.trained_parameters(domains, self.arguments.loss_weights)
+        for name, parameters in trained.items():
             self.processes.average_gradients(parameters)
-            self.state.scaler.unscale_(optimizer)
+            self.state.scaler.unscale_(self.state.optimizers[name])
             norms[name] = self._clip(parameters)
         skip = self.state.guard.check(
             torch.stack(list(norms.values())),
@@ -173,12 +173,14 @@ class GalipTrainer:
             batches,
             self.state.scaler.scale(torch.ones_like(norms["generator"])),  # type: ignore[arg-type]
         )
-        for optimizer, _ in networks.values():
+        for optimizer in [self.state.optimizers[name] for name in trained]:
             optimizer.grad_scale, optimizer.found_inf = None, skip  # type: ignore[attr-defined]
             optimizer.step()
             optimizer.zero_grad()
         self.state.scaler.update()
-        self.state.discriminator.power_iteration(domains if is_adversarial else ())
+        self.state.discriminator.power_iteration(domains if "discriminator" in trained else ())
+        if self.state.patch_discriminator is not None:
+            self.state.patch_discriminator.power_iteration()
         self.state.ema.update(self.state.generator, skip)
         values = {
             group: {
@@ -194,27 +196,26 @@ class GalipTrainer:
         return torch.nn.utils.clip_grad_norm_(parameters, limit, foreach=True)
 
     def _set_learning_rate(self) -> None:
-        for optimizer, rate in zip(
-            (self.state.generator_optimizer, self.state.discriminator_optimizer),
-            self.learning_rates(self.state.step).values(),
-            strict=True,
-        ):
+        rates = self.learning_rates(self.state.step, self.state.seconds)
+        for name, optimizer in self.state.optimizers.items():
             for group in optimizer.param_groups:
-                group["lr"] = rate
+                group["lr"] = rates[name]
 
-    def learning_rates(self, step: int) -> dict[str, float]:
-        """Of step `step`, counted from 0."""
+    def learning_rates(self, step: int, seconds: float = 0.0) -> dict[str, float]:
+        """Of step `step`, counted from 0; `seconds` is the time that the steps before it took."""
         arguments = self.arguments
-        factor = arguments.learning_rate_factor(step)
-        return {
-            "generator": arguments.learning_rate * factor,
-            "discriminator": arguments.discriminator_learning_rate * factor,
+        full = {
+            "generator": arguments.learning_rate,
+            "discriminator": arguments.discriminator_learning_rate,
+            "patch_discriminator": arguments.patch_learning_rate,
         }
+        factor = arguments.learning_rate_factor(step, seconds)
+        return {name: full[name] * factor for name in self.state.optimizers}
 
     # The loop
 
     def train(self) -> GalipForImageTranslation:
-        """Run to `max_steps`; returns the moving average's model, which is also saved.
+        """Run to `max_steps` or `max_hours`; returns the moving average's model, which is also saved.
 
         SIGTERM or SIGINT (Ctrl-C) on any process: all of them end the step, save a checkpoint and return.
         With `hub_repo_id` the saved model is pushed at the end.
@@ -260,8 +261,9 @@ class GalipTrainer:
             unit="step",
             disable=None if self._is_main else True,
         )
+        started = self.clock() - self.state.seconds
         with bar, closing(self.loader.steps(self.state.step)) as steps:
-            while self.state.step < arguments.max_steps and not (self.state.best and self.state.best.is_over):
+            while not (self._is_over or (self.state.best and self.state.best.is_over)):
                 waiting = time.perf_counter()
                 batches = next(steps)
                 self.state.record.waited(time.perf_counter() - waiting)
@@ -271,8 +273,19 @@ class GalipTrainer:
                     return
                 self.state.record.add(self.training_step(batches, domains))
                 self.state.step += 1
+                self.state.seconds = self._seconds_since(started)
                 bar.update()
                 self._after_step(bar)
+
+    @property
+    def _is_over(self) -> bool:
+        return self.arguments.is_over(self.state.step, self.state.seconds)
+
+    def _seconds_since(self, started: float) -> float:
+        """With `max_hours`, by the first process's clock: all processes must end after the same step."""
+        if self.arguments.max_hours is None:
+            return self.clock() - started
+        return self.processes.on_main(lambda: self.clock() - started)
 
     def _agree(
         self, received: Sequence[str], batches: Sequence[UnpairedBatch]
@@ -292,7 +305,7 @@ class GalipTrainer:
         if is_logged or self.state.step % arguments.max_skipped_steps == 0:
             self._log_skipped()
         if is_logged:
-            rates = self.learning_rates(self.state.step - 1)
+            rates = {name: opt.param_groups[0]["lr"] for name, opt in self.state.optimizers.items()}
             entry = self.state.record.entry(self.state.step, self.images_per_step, rates, self.processes.mean)
             self._log({**entry, "skipped_steps": self.state.guard.skipped})
             bar.set_postfix({name: f"{value:.3f}" for name, value in entry["losses"].items()})
@@ -302,7 +315,7 @@ class GalipTrainer:
             self.save_checkpoint()
 
     def _is_due(self, every: int) -> bool:
-        return bool(every) and (self.state.step % every == 0 or self.state.step == self.arguments.max_steps)
+        return bool(every) and (self.state.step % every == 0 or self._is_over)
 
     def _log(self, entry: Mapping[str, Any]) -> None:
         def write() -> None:

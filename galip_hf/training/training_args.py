@@ -18,7 +18,9 @@ PRECISIONS = ("no", "bf16", "fp16")
 class GalipLossWeights:
     """Weights of the losses (the paper's λ). A loss of weight 0 is not computed.
 
-    `paired` is not the paper's: an L1 distance of the translation to the target, on registered pairs.
+    Two are not the paper's: `paired`, an L1 distance of the translation to the target, on registered pairs;
+    and `patch`, the least-squares adversarial loss of `PatchDiscriminator`, a trainable discriminator of
+    pixels beside the heads on CLIP features.
     """
 
     cycle: float = 10.0
@@ -27,6 +29,7 @@ class GalipLossWeights:
     clip: float = 1.0
     identity: float = 1.0
     paired: float = 0.0
+    patch: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -36,14 +39,23 @@ class GalipTrainingArguments:
     Args:
         output_dir: receives `model/` (EMA weights, for use), `checkpoints/` (for resuming) and `log.jsonl`.
         max_steps: optimiser steps of the generator.
+        max_hours: hours of training, validation and checkpoints included, summed over resumed runs. The run
+            ends at `max_steps` or `max_hours`, whichever comes first, and the learning rate falls according
+            to the one that is closer to its end. The result then depends on the machine's speed. None: no
+            limit.
         batch_size: pairs of unpaired images a step and process; each is translated both ways.
         learning_rate, discriminator_learning_rate: of Adam.
+        patch_learning_rate: of Adam for the patch discriminator, where `loss_weights.patch` is above 0.
         gradient_accumulation_steps: batches whose gradients make up one step, exactly as one larger batch.
         adam_betas: of Adam, both networks.
         warmup_steps: steps over which the learning rate rises linearly to its full value.
         constant_fraction: share of the steps at the full learning rate; it then falls to zero.
         learning_rate_decay: how it falls: `linear` (the paper) or `cosine`.
         loss_weights: see `GalipLossWeights`.
+        adversarial_ramp_steps: steps over which the weights of the generator's adversarial losses go linearly
+            from `adversarial_ramp_start` times their value to their value; 0 is no ramp. The discriminators
+            are trained as usual meanwhile.
+        adversarial_ramp_start: see there; 0 or more.
         paired_share: where `loss_weights.paired` is above 0, the fraction of the items that are registered
             pairs (one subject and slice in two domains); the others stay unpaired.
         max_gradient_norm: gradients of either network are scaled down to this norm; 0 is no limit.
@@ -89,15 +101,19 @@ class GalipTrainingArguments:
 
     output_dir: str
     max_steps: int = 100_000
+    max_hours: float | None = None
     batch_size: int = 4
     gradient_accumulation_steps: int = 1
     learning_rate: float = 2e-4
     discriminator_learning_rate: float = 2e-4
+    patch_learning_rate: float = 2e-4
     adam_betas: tuple[float, float] = (0.5, 0.99)
     warmup_steps: int = 0
     constant_fraction: float = 0.5
     learning_rate_decay: str = "linear"
     loss_weights: GalipLossWeights = field(default_factory=GalipLossWeights)
+    adversarial_ramp_steps: int = 0
+    adversarial_ramp_start: float = 0.0
     paired_share: float = 0.25
     max_gradient_norm: float = 0.0
     max_skipped_steps: int = 10
@@ -133,6 +149,7 @@ class GalipTrainingArguments:
             "batch_size",
             "learning_rate",
             "discriminator_learning_rate",
+            "patch_learning_rate",
             "logging_steps",
             "gradient_accumulation_steps",
             "max_skipped_steps",
@@ -145,6 +162,8 @@ class GalipTrainingArguments:
             "validation_steps",
             "checkpoint_steps",
             "warmup_steps",
+            "adversarial_ramp_steps",
+            "adversarial_ramp_start",
             "early_stopping_patience",
             "max_gradient_norm",
         )
@@ -154,6 +173,8 @@ class GalipTrainingArguments:
         for name in not_negative:
             if getattr(self, name) < 0:
                 raise GalipError(f"training: {name} is {getattr(self, name)}; expected 0 or more")
+        if self.max_hours is not None and not 0 < self.max_hours < math.inf:
+            raise GalipError(f"training: max_hours is {self.max_hours}; expected a number above 0")
         if not 0 <= self.constant_fraction <= 1:
             raise GalipError(f"training: constant_fraction is {self.constant_fraction}; expected 0..1")
         if not 0 <= self.ema_decay < 1:
@@ -227,14 +248,32 @@ class GalipTrainingArguments:
         """Training images of an optimiser step, over all processes."""
         return 2 * self.batch_size * self.gradient_accumulation_steps * processes
 
-    def learning_rate_factor(self, step: int) -> float:
-        """Share of the learning rate that step `step` (from 0) uses: rise, plateau, fall to zero."""
+    def is_over(self, step: int, seconds: float) -> bool:
+        """Whether a run of so many steps, which took so many seconds, is at its end."""
+        return step >= self.max_steps or self._share_of_time(seconds) >= 1
+
+    def _share_of_time(self, seconds: float) -> float:
+        return 0.0 if self.max_hours is None else seconds / (3600 * self.max_hours)
+
+    def adversarial_factor(self, step: int) -> float:
+        """Factor of the weights of the generator's adversarial losses in step `step` (from 0)."""
+        if step >= self.adversarial_ramp_steps:
+            return 1.0
+        start = self.adversarial_ramp_start
+        return start + (1 - start) * step / self.adversarial_ramp_steps
+
+    def learning_rate_factor(self, step: int, seconds: float = 0.0) -> float:
+        """Share of the learning rate that step `step` (from 0) uses: rise, plateau, fall to zero.
+
+        `seconds` is the time that the steps before it took; it counts with `max_hours` alone.
+        """
         if step < self.warmup_steps:
             return (step + 1) / (self.warmup_steps + 1)
         start = max(self.constant_fraction * self.max_steps, self.warmup_steps)
-        if step <= start:
+        position = max(step, self.max_steps * self._share_of_time(seconds))
+        if position <= start:
             return 1.0
-        left = max(0.0, (self.max_steps - step) / (self.max_steps - start))
+        left = max(0.0, (self.max_steps - position) / (self.max_steps - start))
         return (1 - math.cos(math.pi * left)) / 2 if self.learning_rate_decay == "cosine" else left
 
     def ema_decay_of(self, images_per_step: int) -> float:

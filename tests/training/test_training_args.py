@@ -105,4 +105,5 @@ def test_to_dict_is_plain() -> None:
         "clip": 1.0,
         "identity": 1.0,
         "paired": 0.0,
+        "patch": 0.0,
     }
