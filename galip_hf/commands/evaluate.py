@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     import numpy as np
 
     from ..clip.backbone import ClipBackbone
+    from ..data.folder_subjects import Resample
     from ..model.unet import GalipGenerator
 
 Windows = dict[str, tuple[float, float]]
@@ -33,6 +34,16 @@ def add_parser(commands: Any) -> None:
     parser.add_argument("--target", metavar="FOLDER", help="acquired volumes of the same names")
     parser.add_argument(
         "--source", metavar="FOLDER", help="volumes that were translated: for baselines and identity collapse"
+    )
+    parser.add_argument(
+        "--mask",
+        metavar="FOLDER",
+        help="body masks of the targets' names; without it NAME_mask beside a target, else it is measured",
+    )
+    parser.add_argument(
+        "--resample-prediction",
+        action="store_true",
+        help="bring predictions and sources onto the grid of their target instead of refusing other grids",
     )
     parser.add_argument(
         "--direction", metavar="T1->T2", help="domains of --source and --target (default: source->target)"
@@ -96,7 +107,10 @@ def _check_output(output: Path, overwrite: bool) -> Path:
 
 def _check_mode(arguments: argparse.Namespace) -> bool:
     """Whether folders are compared; GalipError when the arguments ask for both or for neither."""
-    folders = any((arguments.prediction, arguments.target, arguments.source, arguments.direction))
+    folders = any(
+        getattr(arguments, name)
+        for name in ("prediction", "target", "source", "direction", "mask", "resample_prediction")
+    )
     if folders and (arguments.data or arguments.model):
         raise GalipError("found --data or --model beside folders; give a table, or --prediction and --target")
     if folders and not (arguments.prediction and arguments.target):
@@ -159,7 +173,9 @@ def _run_table(arguments: argparse.Namespace, backbone: "ClipBackbone | None") -
             f"{subjects.unmatched_slices} slices left out: another domain of the subject lacks them."
         )
     training, lacking = None, []
+    pairs: Sequence[Mapping[str, np.ndarray]] = ()
     if "train" in table:
+        pairs = TableSubjects(table["train"], domains)
         training = {domain: DomainSlices(table["train"], domain) for domain in domains}
         lacking = [domain for domain, slices in training.items() if not len(slices)]
     if training is None or lacking:
@@ -177,6 +193,8 @@ def _run_table(arguments: argparse.Namespace, backbone: "ClipBackbone | None") -
             domains=domains,
             ct_windows={d: window for d, window in windows.items() if d in domains},
             names=subjects.names,
+            training_pairs=pairs,
+            mask_of=subjects.mask,
             backbone=backbone,
             baselines=number == 0,
         )
@@ -266,7 +284,7 @@ def _identity(source: str | None, role: str) -> dict[str, Any]:
 
 
 def _run_folders(arguments: argparse.Namespace, backbone: "ClipBackbone | None") -> _Run:
-    from ..data.paired_subjects import FolderSubjects
+    from ..data.folder_subjects import FolderSubjects
     from ..evaluation.evaluate import evaluate_folders
 
     source, arrow, target = (arguments.direction or "source->target").partition("->")
@@ -279,7 +297,13 @@ def _run_folders(arguments: argparse.Namespace, backbone: "ClipBackbone | None")
         )
     predictions = [folder for folder in (arguments.prediction, arguments.compare) if folder]
     subjects = FolderSubjects(
-        predictions, arguments.target, arguments.source, domains=(source, target), windows=windows
+        predictions,
+        arguments.target,
+        arguments.source,
+        domains=(source, target),
+        windows=windows,
+        masks=arguments.mask,
+        resample=_resampler() if arguments.resample_prediction else None,
     )
     notes = [
         f"{folder}: {len(names)} of its volumes left out, another folder lacks them: {', '.join(names)}."
@@ -298,6 +322,7 @@ def _run_folders(arguments: argparse.Namespace, backbone: "ClipBackbone | None")
         )
         for number, folder in enumerate(predictions)
     }
+    notes += subjects.notes
     for report in reports.values():
         report["unmatched"] = subjects.unmatched
     details = {"prediction": arguments.prediction, "target": arguments.target, "source": arguments.source}
@@ -311,6 +336,17 @@ def _run_folders(arguments: argparse.Namespace, backbone: "ClipBackbone | None")
         details,
         notes,
     )
+
+
+def _resampler() -> "Resample":
+    """Linear resampling by SimpleITK, as `galip-hf prepare` does it."""
+    from ..data.grid import grid_of
+    from ..extras import require
+    from ..prepare.images import ScanImage
+    from ..prepare.registration import resample
+
+    require("SimpleITK", "prepare")
+    return lambda volume, grid: resample(ScanImage(volume.array, grid_of(volume)), grid)
 
 
 # --- the report ---

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-SHORT = {"model": "model", "copy": "copy", "histogram": "hist.", "mean": "mean"}
+SHORT = {"model": "model", "copy": "copy", "histogram": "hist.", "mean": "mean", "lookup": "lookup"}
 INK_SENTINEL = "#123456"  # becomes currentColor in the SVG
 
 

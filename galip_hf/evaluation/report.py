@@ -17,7 +17,7 @@ from ..version import __version__
 from .metrics import FIXED, PAPER, Window
 from .significance import compare, spread
 
-BASELINES = ("copy", "histogram", "mean")
+BASELINES = ("copy", "histogram", "mean", "lookup")
 MEASURES = ("psnr", "ssim", "mae")
 REGIONS = {"paper": ("full",), "fixed": ("masked", "full")}
 PERCEPTUAL = ("sharpness_ratio", "slice_consistency")
@@ -45,7 +45,7 @@ def build_report(
         protocols[protocol.name] = {"version": protocol.version, "description": protocol.description}
         for region in REGIONS[protocol.name]:
             tables = {
-                c: {d: _cell([s[c][protocol.name][region] for s in scored[d]]) for d in directions}
+                c: {d: _cell([s[c][protocol.name][region] for s in scored[d] if c in s]) for d in directions}
                 for c in candidates
             }
             protocols[protocol.name][region] = {

@@ -10,7 +10,7 @@ import numpy as np
 
 from ..foreground import body_mask
 from ..model.errors import GalipError
-from .baselines import Histogram, RankedImage
+from .baselines import Histogram, LookupTable, RankedImage
 from .metrics import (
     FixedTarget,
     Scores,
@@ -37,6 +37,7 @@ class Task:
         windows: CT domain to (HU at 0, HU at 1).
         histogram_references: of the target domains; without them histograms are matched to the target.
         mean_slices: (H, W) of the target domains.
+        lookup_tables: of the directions that have registered training pairs.
         sources: False: only predictions and targets are known.
         baselines: score the baselines.
         backbone: for features; None: none are taken.
@@ -47,10 +48,22 @@ class Task:
     windows: dict[str, Window]
     histogram_references: dict[str, Histogram] = field(default_factory=dict)
     mean_slices: dict[str, np.ndarray] = field(default_factory=dict)
+    lookup_tables: dict[tuple[str, str], LookupTable] = field(default_factory=dict)
     sources: bool = True
     baselines: bool = True
     backbone: "ClipBackbone | None" = None
     torch_lock: Any = field(default_factory=threading.Lock)
+
+
+@dataclass(frozen=True, eq=False)
+class Given:
+    """What a user gives for a subject beside its volumes.
+
+    Attributes:
+        body: (S, H, W) bool, the body; None: it is measured.
+    """
+
+    body: np.ndarray | None = None
 
 
 @dataclass
@@ -73,7 +86,11 @@ class _Target:
 
 
 def score_subject(
-    name: str | int, subject: Mapping[str, np.ndarray], task: Task, predict: Predict | None
+    name: str | int,
+    subject: Mapping[str, np.ndarray],
+    task: Task,
+    predict: Predict | None,
+    given: Given,
 ) -> SubjectScores:
     """Scores of every direction the subject has; the others are exclusions.
 
@@ -82,13 +99,16 @@ def score_subject(
         subject: domain -> (S, H, W) in model space.
         task: what to score.
         predict: the translation of a direction; None scores the baselines alone.
+        given: the body mask, where the user has one.
 
     Raises:
-        GalipError: a translation cannot be scored; the message names the subject and the direction.
+        GalipError: the body mask does not fit, or a translation cannot be scored; the message names the
+            subject and the direction.
     """
     slices = max((len(volume) for volume in subject.values()), default=0)
     result = SubjectScores({"subject": name, "slices": slices, "directions": {}})
-    body = _body(subject, task)
+    result.entry["mask"] = "measured" if given.body is None else "given"
+    body = _body(subject, task) if given.body is None else _checked_body(name, subject, given.body)
     targets = {
         target: _target(subject, target, body, task)
         for target in dict.fromkeys(t for _, t in task.directions)
@@ -122,6 +142,12 @@ def score_subject(
         for target in {direction.split("->")[1] for direction in result.entry["directions"]}:
             result.real_features[target] = _features(subject[target], task)
     return result
+
+
+def _checked_body(name: str | int, subject: Mapping[str, np.ndarray], body: np.ndarray) -> np.ndarray:
+    if wrong := {domain: volume.shape for domain, volume in subject.items() if volume.shape != body.shape}:
+        raise GalipError(f"subject {name}: its mask is {body.shape}, its volumes {wrong}; expected one shape")
+    return body
 
 
 def _body(subject: Mapping[str, np.ndarray], task: Task) -> np.ndarray:
@@ -177,7 +203,7 @@ def _baseline_scores(
     ranked: dict[str, RankedImage],
     task: Task,
 ) -> dict[str, Any]:
-    """Of the source (`volume`) copied and histogram-matched."""
+    """Of the source (`volume`) copied, histogram-matched, and mapped by the lookup table."""
     if volume is None:
         return {}
     scores = {"copy": _score(volume, target)}
@@ -185,7 +211,10 @@ def _baseline_scores(
         ranked[source] = RankedImage.of(volume)
     reference = task.histogram_references.get(target_domain)
     matched = ranked[source].matched_to(reference or Histogram.of(target.volume))
-    return scores | {"histogram": _score(matched, target)}
+    scores["histogram"] = _score(matched, target)
+    if table := task.lookup_tables.get((source, target_domain)):
+        scores["lookup"] = _score(table(volume), target)
+    return scores
 
 
 def _score(prediction: np.ndarray, target: _Target) -> dict[str, Any]:
@@ -219,4 +248,4 @@ def _features(slices: np.ndarray, task: Task) -> Any:
         return slice_features(task.backbone, slices)
 
 
-__all__ = ["Predict", "SubjectScores", "Task", "hounsfield", "score_subject"]
+__all__ = ["Given", "Predict", "SubjectScores", "Task", "hounsfield", "score_subject"]
