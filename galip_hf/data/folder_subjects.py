@@ -12,7 +12,7 @@ import numpy as np
 from ..model.domains import MR_PERCENTILE
 from ..model.errors import GalipError
 from .grid import Grid, grid_of
-from .masks import check_same_place, is_mask, mask_of, name_without_suffix, read_mask
+from .masks import check_same_place, is_mask, mask_of, name_without_suffix, read_labels, read_mask
 from .paired_subjects import Subject
 from .readers import SUFFIXES, read_volume
 from .volumes import Volume
@@ -79,6 +79,8 @@ class FolderSubjects(Sequence[Subject]):
                 f"{', '.join(listed)}: share no name; expected volumes of the same names (suffix aside)"
             )
         self._masks = self._find_masks(masks)
+        self._lesions: dict[str, Path] = {}
+        self._segmentations: list[dict[str, Path]] = []  # of the targets, then of each system
 
     def __len__(self) -> int:
         return len(self.names)
@@ -117,6 +119,35 @@ class FolderSubjects(Sequence[Subject]):
         path = self._masks.get(name)
         return None if path is None else read_mask(path, self._grid(name), self._target[name])
 
+    def lesions(self, index: int) -> np.ndarray | None:
+        """(S, H, W) bool: the lesions of a subject, None where none are given; without lesions all False."""
+        path = self._lesions.get(name := self.names[index])
+        if path is None:
+            return None
+        return read_labels(path, self._grid(name), self._target[name]) != 0
+
+    def labels(self, index: int, system: int = 0) -> tuple[np.ndarray, np.ndarray] | None:
+        """Segmentations of a system's prediction and of the target, (S, H, W) each; None where not given."""
+        if not self._segmentations:
+            return None
+        name = self.names[index]
+        found = [folder.get(name) for folder in (self._segmentations[1 + system], self._segmentations[0])]
+        if None in found:
+            return None
+        prediction, target = (
+            read_labels(path, self._grid(name), self._target[name]) for path in found if path is not None
+        )
+        return prediction, target
+
+    def give_lesions(self, folder: str | Path) -> None:
+        """Take the lesion masks in a folder, of the targets' names (or NAME_mask)."""
+        self._lesions = self._of_targets(folder, "lesion mask")
+
+    def give_segmentations(self, target: str | Path, predictions: Sequence[str | Path]) -> None:
+        """Take label maps of the targets, and of each system, from folders with files of the same names."""
+        folders = [target, *predictions]
+        self._segmentations = [self._of_targets(folder, "segmentation") for folder in folders]
+
     def files(self, index: int) -> dict[str, Path]:
         """What a subject was read from: "prediction", "prediction 2", "target", "source", "mask"."""
         name = self.names[index]
@@ -135,16 +166,7 @@ class FolderSubjects(Sequence[Subject]):
 
     def _find_masks(self, folder: str | Path | None) -> dict[str, Path]:
         if folder is not None:
-            given = volumes_in(folder, masks=True)
-            found = {
-                name: path for name in self.names if (path := given.get(name) or given.get(f"{name}_mask"))
-            }
-            if not found:
-                raise GalipError(
-                    f"{folder}: holds no mask of {self.names[0]!r} or another target; expected volumes of "
-                    f"the "
-                    "targets' names"
-                )
+            found = self._of_targets(folder, "mask")
         else:
             found = {}
             for name in self.names:
@@ -156,6 +178,17 @@ class FolderSubjects(Sequence[Subject]):
             self.notes.append(
                 f"Body masks were given for {len(found)} of {len(self.names)} subjects"
                 + ("; those of the others were measured." if rest else ".")
+            )
+        return found
+
+    def _of_targets(self, folder: str | Path, what: str) -> dict[str, Path]:
+        """Files of a folder by the names of the targets that they belong to."""
+        given = volumes_in(folder, masks=True)
+        found = {n: path for n in self.names if (path := given.get(n) or given.get(f"{n}_mask"))}
+        if not found:
+            raise GalipError(
+                f"{folder}: holds no {what} of {self.names[0]!r} or another target; expected volumes of the "
+                "targets' names"
             )
         return found
 
@@ -211,6 +244,46 @@ class FolderSubjects(Sequence[Subject]):
         return ((array.astype(np.float64) - low) / step).astype(np.float32)
 
 
+class FolderScans:
+    """Volumes of one folder, without partners: each scaled by its own 99.5th percentile, or by the HU window.
+
+    Args:
+        folder: of the volumes.
+        window: HU at 0 and at 1 of model space, for CT.
+
+    Attributes:
+        names: of the volumes, suffix aside, in order.
+    """
+
+    def __init__(self, folder: str | Path, window: tuple[float, float] | None) -> None:
+        self._files, self._window = volumes_in(folder), window
+        self.names = sorted(self._files)
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def __getitem__(self, name: str) -> np.ndarray:
+        """(S, H, W) float32 in model space."""
+        array = read_volume(self._files[name]).array.astype(np.float64)
+        low, high = self._window or (0.0, float(np.percentile(array, MR_PERCENTILE)))
+        if high <= low:
+            raise GalipError(f"{self._files[name]}: its 99.5th percentile is {high:g}; expected a scan")
+        return ((array - low) / (high - low)).astype(np.float32)
+
+    def path(self, name: str) -> Path:
+        """The file of a volume."""
+        return self._files[name]
+
+    def slices(self, count: int) -> np.ndarray:
+        """(N, H, W): about `count` slices of the first size met, evenly taken from all volumes."""
+        share, found = -(-count // len(self)), list[np.ndarray]()
+        for name in self.names:
+            volume = self[name]
+            rows = np.unique(np.linspace(0, len(volume) - 1, share).astype(int))
+            found += [volume[row] for row in rows if not found or volume[row].shape == found[0].shape]
+        return np.stack(found)
+
+
 def volumes_in(folder: str | Path, *, masks: bool = False) -> dict[str, Path]:
     """Name without suffix -> file, of every volume in a folder; files named as masks count only with `masks`.
 
@@ -239,4 +312,4 @@ def _named_files(folder: Path) -> Iterator[tuple[str, Path]]:
             yield name, path
 
 
-__all__ = ["FolderSubjects", "Resample", "volumes_in"]
+__all__ = ["FolderScans", "FolderSubjects", "Resample", "volumes_in"]

@@ -71,12 +71,17 @@ def read_mask(path: Path, grid: Grid, owner: Path) -> np.ndarray:
     Raises:
         GalipError: the file cannot be read, lies on another grid than the scan, or is empty.
     """
-    volume = read_volume(path)
-    check_same_place(grid_of(volume), path, grid, owner, "resample the mask onto the scan's grid")
-    mask = volume.array != 0
+    mask = read_labels(path, grid, owner) != 0
     if not mask.any():
         raise GalipError(f"{path}: the mask holds no voxel; expected values other than 0 inside the body")
     return mask
+
+
+def read_labels(path: Path, grid: Grid, owner: Path) -> np.ndarray:
+    """A mask or label map of a scan as `read_mask`, but its values, (S, H, W) float32, whatever they are."""
+    volume = read_volume(path)
+    check_same_place(grid_of(volume), path, grid, owner, "resample it onto the scan's grid")
+    return volume.array
 
 
 def check_same_place(own: Grid, path: Path, other: Grid, other_path: Path, remedy: str) -> bool:
@@ -95,11 +100,18 @@ def check_same_place(own: Grid, path: Path, other: Grid, other_path: Path, remed
     agrees = own.same_as(other, PLACE_TOLERANCE) if compared else own.shape == other.shape
     if not agrees:
         raise GalipError(
-            f"{path}: its grid is {own.describe()}; that of {other_path} is {other.describe()}: the voxels "
-            f"lie "
-            f"at different places (affine, spacing or shape); {remedy}"
+            f"{path}: its grid is {own.describe()}; that of {other_path} is {other.describe()}: the "
+            f"voxels lie at different places (affine, spacing or shape); {remedy}"
         )
     return compared
 
 
-__all__ = ["PLACE_TOLERANCE", "check_same_place", "is_mask", "mask_of", "name_without_suffix", "read_mask"]
+__all__ = [
+    "PLACE_TOLERANCE",
+    "check_same_place",
+    "is_mask",
+    "mask_of",
+    "name_without_suffix",
+    "read_labels",
+    "read_mask",
+]

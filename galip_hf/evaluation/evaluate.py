@@ -6,7 +6,7 @@ source, matched histogram, mean training slice, and the best lookup table from s
 """
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from itertools import permutations
@@ -18,6 +18,7 @@ from tqdm import tqdm
 from ..model.errors import GalipError
 from .baselines import histogram_reference, lookup_tables, mean_slice
 from .metrics import Window
+from .panels import Panels
 from .report import build_report
 from .score_subject import Given, Predict, SubjectScores, Task, score_subject
 
@@ -41,6 +42,8 @@ def evaluate(
     mask_of: Callable[[int], np.ndarray | None] = lambda index: None,
     backbone: "ClipBackbone | None" = None,
     baselines: bool = True,
+    measures: Collection[str] = (),
+    panels: Panels | None = None,
     progress: bool = True,
 ) -> dict[str, Any]:
     """Scores every direction between the domains, for the translator and for the baselines.
@@ -66,6 +69,8 @@ def evaluate(
             (`galip_hf.foreground`).
         backbone: for FID and KID, from its embeddings of the slices; None leaves them out.
         baselines: score the baselines too; without them a second model on the same data takes less time.
+        measures: more of them, of `more_measures.MEASURES_ON_REQUEST`; "synthrad2025" for CT.
+        panels: gets pictures of each subject's worst slice.
         progress: show a progress bar (never when stderr is not a terminal).
 
     Returns:
@@ -84,7 +89,12 @@ def evaluate(
             pair at all; the message names the subject and the direction.
     """
     task = Task(
-        list(permutations(domains, 2)), dict(ct_windows or {}), baselines=baselines, backbone=backbone
+        list(permutations(domains, 2)),
+        dict(ct_windows or {}),
+        baselines=baselines,
+        measures=frozenset(measures),
+        panels=panels,
+        backbone=backbone,
     )
     _check_domains(domains, task.windows)
     if training_slices is not None:
@@ -115,6 +125,8 @@ def evaluate_folders(
     ct_windows: Mapping[str, Window] | None = None,
     backbone: "ClipBackbone | None" = None,
     baselines: bool = True,
+    measures: Collection[str] = (),
+    panels: Panels | None = None,
     progress: bool = True,
 ) -> dict[str, Any]:
     """As `evaluate`, for predictions that lie in a folder, from any system: one direction, `domains`.
@@ -129,13 +141,20 @@ def evaluate_folders(
         dict(ct_windows or {}),
         sources=subjects.has_sources,
         baselines=baselines,
+        measures=frozenset(measures),
+        panels=panels,
         backbone=backbone,
     )
 
     def work() -> Iterator[Callable[[], SubjectScores]]:
         for index, name in enumerate(subjects.names):
             subject = subjects[index]
-            given = Given(subjects.mask(index))
+            given = Given(
+                subjects.mask(index),
+                subjects.lesions(index),
+                subjects.labels(index, system),
+                subjects.spacing(index),
+            )
             yield partial(score_subject, name, subject, task, _read(subjects, index, system), given)
             del subject, given
 

@@ -163,7 +163,7 @@ def test_a_given_mask_wins_and_lies_where_its_scan_does(tmp_path: Path) -> None:
     assert given is not None and given.dtype == bool and given.sum() == 6 * 8 * 3
     np.testing.assert_array_equal(pairs[0]["target"][given] > 0, True)
     write(tmp_path / "m" / "a.nii.gz", mask, MOVED)
-    with pytest.raises(GalipError, match="resample the mask onto the scan's grid"):
+    with pytest.raises(GalipError, match="resample it onto the scan's grid"):
         subjects(tmp_path, masks=tmp_path / "m").mask(0)
     write(tmp_path / "m" / "a.nii.gz", mask * 0, AFFINE)
     with pytest.raises(GalipError, match="the mask holds no voxel"):
