@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from ..data import dicom_series
+from ..data.masks import is_mask, mask_of
 from ..data.readers import SUFFIXES
 from ..files import files_below
 from ..model.errors import GalipError
@@ -28,8 +29,12 @@ ITK_SUFFIXES = (".mha", ".mhd", ".nrrd")
 
 @dataclass(frozen=True)
 class Scan:
-    """One scan to prepare. `slices` (start, stop) takes a part of its slices; `files`: of a DICOM series, and
-    `part` which of its stacks (`galip_hf.data.dicom_series.Series.part`), if it has several."""
+    """One scan to prepare.
+
+    `slices` (start, stop) takes a part of its slices; `files`: of a DICOM series, and `part` which of its
+    stacks (`galip_hf.data.dicom_series.Series.part`), if it has several; `mask`: a volume on the scan's grid,
+    not 0 inside the body.
+    """
 
     path: str
     domain: str
@@ -39,6 +44,7 @@ class Scan:
     files: tuple[str, ...] = ()
     slices: tuple[int, int] | None = None
     part: str = ""
+    mask: str | None = None
 
 
 @dataclass(frozen=True)
@@ -207,7 +213,7 @@ def brats(directory: Path) -> Source:
 
 
 def manifest(path: Path) -> Source:
-    """A table of scans, CSV or JSON lines, with `path, domain, subject` and perhaps `split, group`.
+    """A table of scans, CSV or JSON lines, with `path, domain, subject` and perhaps `split, group, mask`.
 
     Relative paths start at the manifest's folder. Domains keep the order in which they appear.
     """
@@ -222,12 +228,12 @@ def manifest(path: Path) -> Source:
             f"{path}: not a readable manifest ({error}); expected CSV or JSON lines (.jsonl)"
         ) from None
     scans = [_manifest_scan(row, f"{path}, line {number}", path.parent) for number, row in rows]
-    _require(scans, path, "rows of path, domain, subject[, split, group]")
+    _require(scans, path, "rows of path, domain, subject[, split, group, mask]")
     return Source(scans, _in_order(scan.domain for scan in scans))
 
 
 def _manifest_scan(row: Any, where: str, folder: Path) -> Scan:
-    known = ("path", "domain", "subject", "split", "group")
+    known = ("path", "domain", "subject", "split", "group", "mask")
     if not isinstance(row, Mapping):
         raise GalipError(f"{where}: found {row!r}; expected the fields {', '.join(known)}")
     unknown = sorted(str(name) for name in row if name not in known)
@@ -237,17 +243,26 @@ def _manifest_scan(row: Any, where: str, folder: Path) -> Scan:
     missing = [name for name in known[:3] if not values[name]]
     if missing:
         raise GalipError(f"{where}: {', '.join(missing)} is missing; every scan needs {', '.join(known[:3])}")
-    split, group = (values[name] or None for name in known[3:])
-    return Scan(str(folder / values["path"]), values["domain"], values["subject"], split, group)
+    split, group, mask = (values[name] or None for name in known[3:])
+    path = str(folder / values["path"])
+    mask = str(folder / mask) if mask else None
+    return Scan(path, values["domain"], values["subject"], split, group, mask=mask)
 
 
 def folders(directory: Path) -> Source:
-    """A folder per domain; the file's name, suffix aside, the subject (one name in two folders: a pair)."""
+    """A folder per domain; the file's name, suffix aside, the subject (one name in two folders: a pair).
+
+    A file named `NAME_mask`, or by BIDS, is the body mask of the scan beside it (`galip_hf.data.masks`).
+    """
     scans = []
     for folder in _folders(directory):
-        for path in _files(folder, (*SUFFIXES, *ITK_SUFFIXES)):
+        files = _files(folder, (*SUFFIXES, *ITK_SUFFIXES))
+        for path in files:
+            if is_mask(path):
+                continue
             subject = _without_suffix(path.relative_to(folder)).replace("/", "-")
-            scans.append(Scan(str(path), folder.name, subject))
+            mask = mask_of(path, [file for file in files if file.parent == path.parent])
+            scans.append(Scan(str(path), folder.name, subject, mask=None if mask is None else str(mask)))
     _require(scans, directory, "a folder per domain (T1/sub-01.nii.gz, T2/sub-01.nii.gz)")
     return Source(scans, _in_order(scan.domain for scan in scans))
 

@@ -16,7 +16,9 @@ import pytest
 
 from galip_hf.cli import main
 from galip_hf.data import phantom
+from galip_hf.data.grid import Grid
 from galip_hf.data.normalization import body_box, normalize_scan
+from galip_hf.data.paired_subjects import TableSubjects
 from galip_hf.data.table import SliceReader, crop_or_pad, domain_rows, load_table
 from galip_hf.data.volumes import Volume
 from galip_hf.data.writers import write_volume
@@ -25,7 +27,7 @@ from galip_hf.model.domains import default_rule
 from galip_hf.model.errors import GalipError
 from galip_hf.model.intensity import IntensityNormalizer
 from galip_hf.prepare import sources
-from galip_hf.prepare.images import Grid, ScanImage, read_image, to_itk
+from galip_hf.prepare.images import ScanImage, read_image, to_itk
 from galip_hf.prepare.registration import check_pair, register_rigid, resample
 
 sitk = pytest.importorskip("SimpleITK", reason="pip install 'galip-hf[prepare]'")
@@ -381,6 +383,42 @@ def test_a_manifest_in_json_lines_says_what_one_in_csv_does(tmp_path: Path) -> N
     (tmp_path / "scans.jsonl").write_text('{"path": "a.npy", "domain": "T1", "Subject": "anna"}')
     with pytest.raises(GalipError, match=r"scans.jsonl, line 1: unknown field Subject; known are path"):
         sources.manifest(tmp_path / "scans.jsonl")
+
+
+def test_body_masks_of_a_manifest_and_of_folders_reach_the_table(tmp_path: Path) -> None:
+    """Brought to the target grid as their scans are: here 80 pixels of 1 mm to 40 of 2 mm."""
+    names = ["s1", "s2"]
+    affine = np.diag([1.0, 1.0, 4.0, 1.0])
+    rng = np.random.default_rng([5])
+    mask = np.zeros((80, 80, 3), np.uint8)
+    mask[20:60, 30:50] = 1
+    for domain in ("T1", "T2"):
+        (tmp_path / "raw" / domain).mkdir(parents=True)
+        for name in names:
+            scan = (rng.random((80, 80, 3)) + 1).astype(np.float32)
+            nib.save(nib.Nifti1Image(scan, affine), tmp_path / "raw" / domain / f"{name}.nii.gz")
+    nib.save(nib.Nifti1Image(mask, affine), tmp_path / "raw" / "T1" / "s1_mask.nii.gz")
+    rows = [
+        {"path": f"raw/{d}/{s}.nii.gz", "domain": d, "subject": s, "split": split}
+        | ({"mask": "raw/T1/s1_mask.nii.gz"} if (d, s) == ("T1", "s1") else {})
+        for s, split in zip(names, ("train", "test"), strict=True)
+        for d in ("T1", "T2")
+    ]
+    listed = tmp_path / "scans.jsonl"
+    listed.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    in_folders = sources.folders(tmp_path / "raw")
+    assert [(scan.subject, scan.domain) for scan in in_folders.scans if scan.mask] == [("s1", "T1")]
+    options = ["--image-size", "40", "--spacing", "2", "--output"]
+    assert main(["prepare", "manifest", str(listed), *options, str(tmp_path / "table")]) == 0
+    table = load_table(tmp_path / "table")
+    subjects = TableSubjects(table["train"], ["T1", "T2"])
+    expected = np.zeros((3, 40, 40), bool)
+    # (x, y) of the file to (row, column): anterior first, the patient's right first.
+    expected[:, 15:25, 10:30] = True
+    given = subjects.mask(0)
+    assert given is not None
+    np.testing.assert_array_equal(given, expected)
+    assert TableSubjects(table["test"], ["T1", "T2"]).mask(0) is None
 
 
 def test_leakage_is_an_error_that_names_the_subjects(
