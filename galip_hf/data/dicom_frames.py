@@ -68,7 +68,7 @@ class Frame:
         orientation: ImageOrientationPatient, six numbers, or None.
         spacing: PixelSpacing, mm between rows and between columns, or None.
         values: other elements by keyword, without those that are missing or empty.
-        dimensions: keywords in `values` that the file's DimensionIndexSequence adds.
+        dimensions: keys in `values` that the file's DimensionIndexSequence adds, such as EffectiveEchoTimeIndex.
         is_mosaic: whether the image is a Siemens mosaic, the tiles of a whole volume.
     """
 
@@ -215,14 +215,14 @@ def _numbers(value: Any, length: int) -> tuple[float, ...] | None:
 
 
 def _dimension_keywords(dataset: Any) -> tuple[str, ...]:
-    """What each of DimensionIndexValues counts (PS3.3, C.7.6.17), by keyword."""
+    """What each of DimensionIndexValues counts (PS3.3, C.7.6.17): a keyword, ending in Index."""
     from pydicom.datadict import keyword_for_tag
 
     names = []
     for position, item in enumerate(dataset.get("DimensionIndexSequence") or (), start=1):
         pointer = item.get("DimensionIndexPointer")
         name = (keyword_for_tag(pointer) if pointer is not None else "") or f"Dimension{position}"
-        names.append(name if name != "ImagePositionPatient" else "InStackPositionNumber")
+        names.append(name if name.endswith("Index") else f"{name}Index")
     return tuple(names)
 
 
