@@ -68,7 +68,7 @@ class Frame:
         orientation: ImageOrientationPatient, six numbers, or None.
         spacing: PixelSpacing, mm between rows and between columns, or None.
         values: other elements by keyword, without those that are missing or empty.
-        dimensions: keys in `values` that the file's DimensionIndexSequence adds, such as EffectiveEchoTimeIndex.
+        dimensions: keys in `values` from DimensionIndexSequence, such as EffectiveEchoTimeIndex.
         is_mosaic: whether the image is a Siemens mosaic, the tiles of a whole volume.
     """
 
