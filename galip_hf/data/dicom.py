@@ -107,9 +107,12 @@ def read_series(
 def _single_series(files: list[Path], part: str) -> Series:
     """The one series that files are, or the stack of it named `part`."""
     found = find_series(files)
-    chosen = [one for one in found if one.part == part] if part else found
+    chosen = [one for one in found if one.part == part] if part and len(found) > 1 else found
     if len(chosen) == 1:
         return chosen[0]
+    for one in found:
+        if not one.frames:
+            raise GalipError(f"{one.path}: not a readable DICOM file; copy it again")
     if len({one.uid for one in found}) == 1:
         parts = ", ".join(one.part or one.path.name for one in found[:4])
         raise GalipError(f"{found[0].path}: holds {len(found)} stacks ({parts}); give one of them")
