@@ -182,7 +182,7 @@ def _unit_notes(slices: Sequence[Slice]) -> list[str]:
     if slices[0].header.get("Modality") != "CT":
         return []
     missing = sum(not one.is_rescaled for one in slices)
-    types = {one.rescale_type for one in slices} - {"", "HU"}
+    types = {one.rescale_type for one in slices} - {"", "HU", "US"}  # US is unspecified: GDCM writes it
     if missing:
         return [
             f"CT without RescaleSlope and RescaleIntercept ({missing} of {len(slices)} images): the stored "

@@ -93,7 +93,8 @@ def test_padding_that_is_air_already_is_no_news(tmp_path: Path) -> None:
     ("elements", "expected"),
     [
         ({"RescaleSlope": None, "RescaleIntercept": None}, "CT without RescaleSlope and RescaleIntercept"),
-        ({"RescaleType": "US"}, "RescaleType is US"),
+        ({"RescaleType": "US"}, None),
+        ({"RescaleType": "Z_EFF"}, "RescaleType is Z_EFF"),
         ({"RescaleIntercept": 0}, "smallest value is 0"),
         ({}, None),
     ],
