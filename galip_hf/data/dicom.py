@@ -107,9 +107,12 @@ def read_series(
 def _single_series(files: list[Path], part: str) -> Series:
     """The one series that files are, or the stack of it named `part`."""
     found = find_series(files)
-    chosen = [one for one in found if one.part == part] if part else found
+    chosen = [one for one in found if one.part == part] if part and len(found) > 1 else found
     if len(chosen) == 1:
         return chosen[0]
+    for one in found:
+        if not one.frames:
+            raise GalipError(f"{one.path}: not a readable DICOM file; copy it again")
     if len({one.uid for one in found}) == 1:
         parts = ", ".join(one.part or one.path.name for one in found[:4])
         raise GalipError(f"{found[0].path}: holds {len(found)} stacks ({parts}); give one of them")
@@ -179,7 +182,7 @@ def _unit_notes(slices: Sequence[Slice]) -> list[str]:
     if slices[0].header.get("Modality") != "CT":
         return []
     missing = sum(not one.is_rescaled for one in slices)
-    types = {one.rescale_type for one in slices} - {"", "HU"}
+    types = {one.rescale_type for one in slices} - {"", "HU", "US"}  # US is unspecified: GDCM writes it
     if missing:
         return [
             f"CT without RescaleSlope and RescaleIntercept ({missing} of {len(slices)} images): the stored "

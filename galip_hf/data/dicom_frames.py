@@ -12,6 +12,7 @@ import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -68,7 +69,7 @@ class Frame:
         orientation: ImageOrientationPatient, six numbers, or None.
         spacing: PixelSpacing, mm between rows and between columns, or None.
         values: other elements by keyword, without those that are missing or empty.
-        dimensions: keywords in `values` that the file's DimensionIndexSequence adds.
+        dimensions: keys in `values` from DimensionIndexSequence, such as EffectiveEchoTimeIndex.
         is_mosaic: whether the image is a Siemens mosaic, the tiles of a whole volume.
     """
 
@@ -152,7 +153,7 @@ def _frame(
     values: dict[str, Value] = {}
     for keyword in wanted:
         for name in (keyword, *_ENHANCED_NAMES.get(keyword, ())):
-            value = groups[name] if name in groups else _plain(dataset.get(name))
+            value = groups[name] if name in groups else _plain(_value(dataset, name))
             if value is not None:
                 values[keyword] = value
                 break
@@ -164,7 +165,7 @@ def _frame(
     indices = indices if isinstance(indices, tuple) else (indices,)
     added = {name: index for name, index in zip(dimensions, indices, strict=False) if name not in values}
     place = {
-        tag: groups[tag] if tag in groups else _plain(dataset.get(tag))
+        tag: groups[tag] if tag in groups else _plain(_value(dataset, tag))
         for tag in ("ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing")
     }
     return Frame(
@@ -178,6 +179,19 @@ def _frame(
         tuple(added),
         number is None and mosaic_count(dataset) is not None,
     )
+
+
+@cache
+def _tag(keyword: str) -> int | None:
+    from pydicom.datadict import tag_for_keyword
+
+    return tag_for_keyword(keyword)
+
+
+def _value(dataset: Any, keyword: str) -> Any:
+    """`dataset.get(keyword)`, but quick for the many elements that most files do not have."""
+    tag = _tag(keyword)
+    return dataset[tag].value if tag is not None and tag in dataset else None
 
 
 def _flat(items: Sequence[Any]) -> dict[str, Any]:
@@ -215,19 +229,22 @@ def _numbers(value: Any, length: int) -> tuple[float, ...] | None:
 
 
 def _dimension_keywords(dataset: Any) -> tuple[str, ...]:
-    """What each of DimensionIndexValues counts (PS3.3, C.7.6.17), by keyword."""
+    """What each of DimensionIndexValues counts (PS3.3, C.7.6.17): a keyword, ending in Index."""
     from pydicom.datadict import keyword_for_tag
 
     names = []
     for position, item in enumerate(dataset.get("DimensionIndexSequence") or (), start=1):
         pointer = item.get("DimensionIndexPointer")
         name = (keyword_for_tag(pointer) if pointer is not None else "") or f"Dimension{position}"
-        names.append(name if name != "ImagePositionPatient" else "InStackPositionNumber")
+        names.append(name if name.endswith("Index") else f"{name}Index")
     return tuple(names)
 
 
 def _vendor_b_value(dataset: Any) -> float | None:
+    groups = {int(tag) >> 16 for tag in dataset.keys()}  # noqa: SIM118 (iterating decodes every element)
     for group, creator, element in _VENDOR_B_VALUES:
+        if group not in groups:
+            continue
         try:
             value = dataset.private_block(group, creator)[element].value
         except KeyError:

@@ -26,7 +26,14 @@ PATIENT_TAGS = (
 )
 # Where the slice lies and how it was stored: says nothing of who was scanned.
 PLAIN_TAGS = (
-    *("Modality", "SliceThickness", "SpacingBetweenSlices", "PatientPosition", "BodyPartExamined"),
+    *(
+        "Modality",
+        "SliceThickness",
+        "SpacingBetweenSlices",
+        "PatientPosition",
+        "BodyPartExamined",
+        "Laterality",
+    ),
     *("LossyImageCompression", "LossyImageCompressionRatio", "LossyImageCompressionMethod"),
 )
 _UIDS = ("SOPClassUID", "SOPInstanceUID", "StudyInstanceUID", "SeriesInstanceUID", "FrameOfReferenceUID")
@@ -115,6 +122,7 @@ def read_slices(path: Path, decoder: PixelDecoder, wanted: frozenset[int] | None
 
 def _untiled(one: Slice, dataset: Any) -> list[Slice]:
     """The slices of a mosaic; any other image as it is."""
+    from pydicom import Dataset
     from pydicom.valuerep import format_number_as_ds
 
     mosaic = read_mosaic(dataset, one.file)
@@ -124,8 +132,10 @@ def _untiled(one: Slice, dataset: Any) -> list[Slice]:
     paddings = [None] * mosaic.count if one.padding is None else list(mosaic.slices(one.padding))
     slices = []
     for image, padding, position in zip(images, paddings, mosaic.positions, strict=True):
-        header = one.header.copy()
-        header.ImagePositionPatient = [format_number_as_ds(float(value)) for value in position]
+        header = Dataset()
+        header.update(one.header)
+        place = [format_number_as_ds(float(value)) for value in position]
+        header.add_new("ImagePositionPatient", "DS", place)  # assignment would change that of all tiles
         slices.append(
             Slice(
                 *(one.file, header, np.ascontiguousarray(image), padding, one.is_rescaled),

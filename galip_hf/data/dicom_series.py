@@ -263,7 +263,8 @@ def _check_keywords(select: Mapping[str, str]) -> None:
     from pydicom.datadict import tag_for_keyword
 
     for keyword in select:
-        if keyword not in ("TimePoint", "Plane", "Orientation") and tag_for_keyword(keyword) is None:
+        ours = keyword in ("TimePoint", "Plane", "Orientation") or keyword.endswith("Index")
+        if not ours and tag_for_keyword(keyword) is None:
             raise GalipError(
                 f"--select {keyword}={select[keyword]}: DICOM has no element {keyword}; expected a keyword "
                 "such as EchoTime, DiffusionBValue or SeriesNumber"

@@ -37,12 +37,13 @@ _STORAGE = {"CT": "1.2.840.10008.5.1.4.1.1.2", "MR": "1.2.840.10008.5.1.4.1.1.4"
 _SECONDARY_CAPTURE = "1.2.840.10008.5.1.4.1.1.7"
 # What the standard demands beside the pixels: empty where it may be, as a synthetic image has none of it.
 _DEMANDED: dict[str, dict[str, Any]] = {
-    "CT": {"KVP": None, "AcquisitionNumber": None},
+    "CT": {"KVP": None, "AcquisitionNumber": None, "PatientPosition": None},
     "MR": {
         **{"ScanningSequence": "RM", "SequenceVariant": "NONE", "ScanOptions": None},
         **{"MRAcquisitionType": None, "RepetitionTime": None, "EchoTime": None, "EchoTrainLength": None},
+        "PatientPosition": None,
     },
-    "OT": {"ConversionType": "WSD"},
+    "OT": {"ConversionType": "WSD", "PatientOrientation": None},
 }
 _IMAGE_TYPE = {"CT": ["AXIAL"], "MR": ["OTHER"], "OT": []}
 
@@ -187,8 +188,9 @@ def _common(source: Any, description: str, modality: str | None, keep_patient_ta
     new.SeriesDescription = f"{short}: {DISCLAIMER}"
     new.DerivationDescription = f"{text[:900]}: {DISCLAIMER} (galip_hf {__version__})"
     new.RescaleType = "HU" if kind == "CT" else "US"
-    for tag, value in _DEMANDED[kind].items():
-        setattr(new, tag, value)
+    for tag, value in {"Laterality": None, **_DEMANDED[kind]}.items():
+        if tag not in new:
+            setattr(new, tag, value)
     return new
 
 

@@ -89,7 +89,7 @@ def find_scans(
         here = _scans_of(root, files, select)
         if not here and len(files) == len(every):
             raise GalipError(f"{root}: no scans in this folder; expected DICOM or {', '.join(SUFFIXES)}")
-        found += sorted(here, key=lambda scan: (str(scan.path), scan.label, scan.uid))
+        found += sorted(here, key=lambda scan: (str(scan.path), scan.label, scan.uid, scan.part))
     return [
         ScanSource(scan.path, scan.uid or None, name, scan.series.files if scan.series else (), scan.series)
         for scan, name in zip(found, _unique_names(found), strict=True)
@@ -107,7 +107,13 @@ class _Found:
 
     @property
     def uid(self) -> str:
+        """SeriesInstanceUID, "" where there is none."""
         return (self.series.uid if self.series else None) or ""
+
+    @property
+    def part(self) -> str:
+        """Of several stacks in one series, what tells this one from the others, such as `_EchoTime-80`."""
+        return f"_{self.series.part}" if self.series and self.series.part else ""
 
 
 def _scans_of(root: Path, files: Sequence[Path], select: Mapping[str, str] | None) -> list[_Found]:
@@ -118,7 +124,7 @@ def _scans_of(root: Path, files: Sequence[Path], select: Mapping[str, str] | Non
     scans = [] if select else [_Found(root, file, _stem(file.name)) for file in files if _has_suffix(file)]
     for one in dicom_series.find_series(series, select):
         label = _stem(root.name) if root.is_file() else one.label
-        scans.append(_Found(root, one.path, "_".join(filter(None, (label, one.part))), one))
+        scans.append(_Found(root, one.path, label, one))
     rest = sorted(set(others) - set(series))
     if root.is_file():
         return scans or [_Found(root, root, _stem(root.name))]  # refused, with the reason, when it is read
@@ -156,8 +162,8 @@ def _unique_names(found: Sequence[_Found]) -> list[str]:
         inside = () if scan.root.is_file() else folder.relative_to(scan.root).parts
         root = scan.root.resolve().parent if scan.root.is_file() else scan.root.resolve()
         parts = [part for part in (*inside, scan.label) if part]
-        short.append(_word("_".join(parts) or root.name))
-        long.append(_word("_".join([root.name, *parts])))
+        short.append(_word(("_".join(parts) or root.name) + scan.part))
+        long.append(_word("_".join([root.name, *parts]) + scan.part))
     counts = Counter(name.lower() for name in short)
     taken: set[str] = set()
     names = []

@@ -12,6 +12,7 @@ from typing import Any
 
 import nibabel as nib
 import numpy as np
+import pydicom
 import pytest
 
 from galip_hf.cli import main
@@ -306,6 +307,22 @@ def test_gold_atlas_in_dicom(tmp_path: Path) -> None:
     row = int(domain_rows(table, "CT")[0])
     expected = np.clip((np.trunc(ct + 7)[table["slice"][row]] + 1000) / 2000, 0, 1)
     np.testing.assert_allclose(SliceReader(table)[row], expected, atol=1e-3)
+
+
+def test_stacks_of_one_dicom_series_are_prepared_one_by_one(tmp_path: Path) -> None:
+    where, patient = grid(), tmp_path / "atlas" / "1_01_P"
+    for echo, path in ((10, patient / "a"), (80, patient / "b")):
+        write_series(path, rendered(0, "T1") + echo, where, "MR", "t1_tse", 3)
+        for file in path.iterdir():
+            image = pydicom.dcmread(file)
+            image.EchoTime, image.SOPInstanceUID = echo, f"{image.SOPInstanceUID}.{echo}"
+            image.save_as(file)
+    source = sources.gold_atlas(tmp_path / "atlas")
+    assert [(scan.part, len(scan.files)) for scan in source.scans] == [("EchoTime-10", SLICES)]
+    np.testing.assert_array_equal(read_image(source.scans[0]).array, np.trunc(rendered(0, "T1") + 10))
+    assert [note["reason"] for note in source.notes] == [
+        "1_01_P: MR 't1_tse' EchoTime-80: another scan of this domain was taken"
+    ]
 
 
 def test_gold_atlas_in_nifti_is_told_by_names_below_the_patient(tmp_path: Path) -> None:
