@@ -20,7 +20,7 @@ import numpy as np
 from ..extras import require
 from ..model.errors import GalipError
 from .dicom_decoding import PixelDecoder
-from .readers import check_announced, check_file, corrupt_as_error
+from .file_checks import check_announced, check_file, corrupt_as_error
 from .volumes import Volume, checked_float32, nifti_layout, nifti_spacing
 
 SUFFIXES = (".dcm", ".dicom", ".ima")

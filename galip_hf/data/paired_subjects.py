@@ -12,7 +12,8 @@ import numpy as np
 
 from ..model.domains import MR_PERCENTILE
 from ..model.errors import GalipError
-from .readers import SUFFIXES, read_volume
+from .file_checks import SUFFIXES, has_suffix, one_of_each_pair, stem_of
+from .readers import read_volume
 from .table import SliceReader, domain_rows
 
 Subject = dict[str, np.ndarray]
@@ -171,10 +172,9 @@ def _volumes_in(folder: str | Path) -> dict[str, Path]:
 
 
 def _named_files(folder: Path) -> Iterator[tuple[str, Path]]:
-    for path in sorted(folder.iterdir()):
-        suffix = next((s for s in SUFFIXES if path.name.lower().endswith(s)), None)
-        if suffix and path.is_file() and not path.name.startswith("."):
-            yield path.name[: -len(suffix)], path
+    for path in one_of_each_pair(sorted(folder.iterdir())):
+        if has_suffix(path) and path.is_file() and not path.name.startswith("."):
+            yield stem_of(path), path
 
 
 __all__ = ["DomainSlices", "FolderSubjects", "Subject", "TableSubjects"]

@@ -14,10 +14,10 @@ import numpy as np
 
 from ..data.dicom import read_series
 from ..data.scans import read_scan
-from ..data.volumes import Volume, checked_float32
+from ..data.volumes import Volume
 from ..extras import require
 from ..model.errors import GalipError
-from .sources import ITK_SUFFIXES, Scan
+from .sources import Scan
 
 _RAS_TO_LPS = np.array([-1.0, -1.0, 1.0])
 # Two grids are one when every voxel's place agrees to this part of a voxel.
@@ -78,17 +78,14 @@ class ScanImage:
 
 
 def read_image(scan: Scan) -> ScanImage:
-    """Read a scan: anything that `read_scan` reads, or MetaImage and NRRD through SimpleITK.
+    """Read a scan: anything that `read_scan` reads.
 
     Raises:
         GalipError: as `read_scan`; also several volumes, and slices asked for that the file does not have.
     """
     path = Path(scan.path)
-    if path.name.lower().endswith(ITK_SUFFIXES):
-        image = _read_itk(path)
-    else:
-        volume = read_series([Path(file) for file in scan.files]) if scan.files else _read_one(path)
-        image = ScanImage(volume.array, grid_of(volume))
+    volume = read_series([Path(file) for file in scan.files]) if scan.files else _read_one(path)
+    image = ScanImage(volume.array, grid_of(volume))
     if scan.slices is None:
         return image
     start, stop = scan.slices
@@ -120,24 +117,6 @@ def grid_of(volume: Volume) -> Grid:
     to_mm = volume.spacing[0] / np.linalg.norm(steps[0])
     origin = affine[:3, :3] @ first + affine[:3, 3]
     return Grid(shape, origin * _RAS_TO_LPS * to_mm, steps * _RAS_TO_LPS * to_mm)
-
-
-def _read_itk(path: Path) -> ScanImage:
-    sitk = require("SimpleITK", "prepare")
-    try:
-        image = sitk.ReadImage(str(path))
-        if image.GetDimension() == 4 and image.GetSize()[3] == 1:
-            image = image[..., 0]
-        if image.GetDimension() != 3 or image.GetNumberOfComponentsPerPixel() != 1:
-            raise GalipError(f"{path}: is no 3-D scan of one channel; expected a single volume")
-        image = sitk.DICOMOrient(image, "LPS")  # so that the array is in display order
-    except RuntimeError as error:
-        reason = " ".join(str(error).split())[-160:]
-        raise GalipError(f"{path}: cannot be read ({reason}); copy it again or check its format") from None
-    array = checked_float32(sitk.GetArrayFromImage(image), str(path))
-    direction = np.array(image.GetDirection()).reshape(3, 3)
-    steps = (direction * image.GetSpacing()).T[::-1].copy()
-    return ScanImage(array, Grid(array.shape, np.array(image.GetOrigin()), steps))
 
 
 def to_itk(array: np.ndarray, grid: Grid) -> Any:

@@ -18,12 +18,9 @@ from pathlib import Path
 from typing import Any
 
 from ..data import dicom
-from ..data.readers import SUFFIXES
+from ..data.file_checks import SUFFIXES, one_of_each_pair
 from ..files import files_below
 from ..model.errors import GalipError
-
-# Formats that SimpleITK reads; all others go through galip_hf.data.readers.
-ITK_SUFFIXES = (".mha", ".mhd", ".nrrd")
 
 
 @dataclass(frozen=True)
@@ -93,7 +90,7 @@ def gold_atlas(directory: Path) -> Source:
     notes: list[dict[str, Any]] = []
     for patient in _folders(directory):
         found: dict[str, Scan] = {}
-        for path in _files(patient, (*SUFFIXES, *ITK_SUFFIXES)):
+        for path in _files(patient, SUFFIXES):
             domain = _pelvis_domain(_without_suffix(path.relative_to(patient)), None)
             if domain:
                 _take(found, Scan(str(path), domain, patient.name), path.name, notes)
@@ -242,7 +239,7 @@ def folders(directory: Path) -> Source:
     """A folder per domain; the file's name, suffix aside, the subject (one name in two folders: a pair)."""
     scans = []
     for folder in _folders(directory):
-        for path in _files(folder, (*SUFFIXES, *ITK_SUFFIXES)):
+        for path in _files(folder, SUFFIXES):
             subject = _without_suffix(path.relative_to(folder)).replace("/", "-")
             scans.append(Scan(str(path), folder.name, subject))
     _require(scans, directory, "a folder per domain (T1/sub-01.nii.gz, T2/sub-01.nii.gz)")
@@ -263,12 +260,13 @@ def _folders(directory: Path) -> list[Path]:
 
 def _files(directory: Path, suffixes: tuple[str, ...]) -> list[Path]:
     """Files below a directory with one of the suffixes, in the order of their paths; hidden ones are not."""
-    return [path for path in files_below(_directory(directory)) if path.name.lower().endswith(suffixes)]
+    files = files_below(_directory(directory))
+    return one_of_each_pair(path for path in files if path.name.lower().endswith(suffixes))
 
 
 def _without_suffix(path: Path) -> str:
     name = path.as_posix()
-    suffix = next(s for s in (*SUFFIXES, *ITK_SUFFIXES) if name.lower().endswith(s))
+    suffix = next(s for s in SUFFIXES if name.lower().endswith(s))
     return name[: -len(suffix)]
 
 

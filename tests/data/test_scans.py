@@ -195,9 +195,9 @@ def test_a_series_is_read_and_written_volume_by_volume(shape: tuple, suffix: str
         assert written.header[name].tobytes() == original.header[name].tobytes(), name
     one = nib.load(write_scan(volumes[:1], tmp_path / "one.nii")) if shape[3] == 1 else None
     assert one is None or one.shape == shape
-    with pytest.raises(GalipError, match="expected one, or all those of one 4-D NIfTI"):
+    with pytest.raises(GalipError, match="expected one, or all those of one 4-D series"):
         write_scan(volumes[:-1] + volumes[:1] + volumes[:1], tmp_path / "c.nii")
-    with pytest.raises(GalipError, match="only fit into a NIfTI file"):
+    with pytest.raises(GalipError, match="only fit into a 4-D file"):
         write_scan(volumes, tmp_path / "c.npy")
     assert not (tmp_path / "c.nii").exists() and not (tmp_path / "c.npy").exists()
 
@@ -235,7 +235,7 @@ def test_one_volume_of_a_series_is_a_file_of_its_own(tmp_path: Path) -> None:
 def test_broken_headers(field: str, value: object, expected: str, tmp_path: Path, capfd) -> None:
     header = nib.Nifti1Header()
     header.set_data_shape((2, 3, 4))
-    header.set_sform(np.eye(4), 0 if field == "qform_code" else 1)
+    header.set_sform(np.eye(4), 0 if field in ("qform_code", "pixdim") else 1)
     header["vox_offset"], header["magic"] = 352, b"n+1"
     header[field] = value
     (tmp_path / "a.nii").write_bytes(header.binaryblock + bytes(1000))
