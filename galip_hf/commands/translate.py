@@ -206,7 +206,7 @@ def _run(
         job.scan,
         axis=arguments.axis,
         nan_background=arguments.nan_background,
-        max_size=int(arguments.max_size * GIB),
+        max_size=round(arguments.max_size * GIB),
     )
     for output in job.outputs.values():
         if has_suffix(output):

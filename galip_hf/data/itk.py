@@ -9,6 +9,7 @@ https://docs.itk.org/en/latest/learn/metaio.html)
 from __future__ import annotations
 
 import math
+import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -26,6 +27,7 @@ from .nifti import OWN_OUTPUT
 from .volumes import Decoded, Volume, geometry_header, nifti_layout
 
 _LONGEST_HEADER = 1 << 16
+_LONGEST_HEADER_WRITTEN = 1 << 12  # bytes before the voxels of our files
 _RAS_LPS = np.diag([-1.0, -1.0, 1.0])  # from either to the other
 _OWN_KEY = "galip_hf"  # of our outputs' metadata
 _NRRD_BYTES = {
@@ -243,13 +245,21 @@ def write_itk(volumes: Sequence[Volume], path: Path) -> None:
     image.SetOrigin([*lps[:rank, 3].tolist(), *[0.0] * len(extra)])
     image.SetDirection(direction.ravel().tolist())
     image.SetMetaData(_OWN_KEY, DISCLAIMER)
+    _reserve(path, data.nbytes)
     try:
         sitk.WriteImage(image, str(path), useCompression=False)
     except RuntimeError as error:
         raise OSError(" ".join(str(error).split())[-160:]) from None
     written = sum(file.stat().st_size for file in path.parent.iterdir() if file.stem == path.stem)
-    if written < data.nbytes:  # ITK does not always notice a full disk
+    if written < data.nbytes:  # ITK does not always notice that it could not write
         raise OSError(f"{written} of {data.nbytes} bytes could be written")
+
+
+def _reserve(path: Path, size: int) -> None:
+    """OSError unless a file of that size can be written: ITK would print of it, past Python's streams."""
+    with path.open("wb") as file:
+        if hasattr(os, "posix_fallocate"):
+            os.posix_fallocate(file.fileno(), 0, size + _LONGEST_HEADER_WRITTEN)
 
 
 __all__ = ["check_itk", "decode", "decode_image", "is_itk_image", "read_itk", "write_itk"]
