@@ -6,6 +6,7 @@ import logging
 import os
 import re
 import sys
+import warnings
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -243,10 +244,12 @@ def _check_dicom_size(source: ScanSource, max_size: int) -> bool:
     tags = ["Rows", "Columns", "NumberOfFrames", "Manufacturer"]
     for file in source.files:
         try:
-            header = pydicom.dcmread(file, stop_before_pixels=True, specific_tags=tags, force=True)
-            frames += int(header.get("NumberOfFrames") or 1)
-            largest = max(largest, (int(header.get("Rows", 0)), int(header.get("Columns", 0))))
-            makers.add(str(header.get("Manufacturer", "")))
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                header = pydicom.dcmread(file, stop_before_pixels=True, specific_tags=tags, force=True)
+                frames += int(header.get("NumberOfFrames") or 1)
+                largest = max(largest, (int(header.get("Rows", 0)), int(header.get("Columns", 0))))
+                makers.add(str(header.get("Manufacturer", "")))
         except Exception:  # any that pydicom raises for a broken header
             continue
     available = sum(file.stat().st_size for file in source.files) * _COMPRESSION_RATIO
