@@ -22,7 +22,7 @@ from .file_checks import (
     corrupt_as_error,
 )
 from .matlab import read_matlab
-from .volumes import Decoded, FileLayout, geometry_header, nifti_layout
+from .volumes import Decoded, FileLayout, geometry_header, nifti_layout, quiet_nibabel
 
 _TOLERATED_REST = 1 << 20  # bytes behind the voxels of a compressed file, before it is taken for a bomb
 _LONGEST_HEADER = 1 << 20  # of a pair's header file with its extensions
@@ -40,7 +40,7 @@ def read_nifti(path: Path, axis: str | None, max_size: int) -> Decoded:
     Raises:
         GalipError: a corrupt file, a header without meaning, or a scan larger than `max_size`.
     """
-    with corrupt_as_error(path), nib.imageglobals.LoggingOutputSuppressor():
+    with corrupt_as_error(path), quiet_nibabel():
         content, header, notes = _single_file(path, max_size)
         notes += _mended(header)
         layout = nifti_layout(header, str(path), axis)
@@ -65,7 +65,7 @@ def read_pair(path: Path, axis: str | None, max_size: int) -> Decoded:
         if not file.is_file():
             raise GalipError(f"{path}: {file.name} is missing beside it; the two files are one scan")
         check_file(file)
-    with corrupt_as_error(path), nib.imageglobals.LoggingOutputSuppressor():
+    with corrupt_as_error(path), quiet_nibabel():
         start = header_path.read_bytes()[:_LONGEST_HEADER]
         header, notes = _pair_header(start, path)
         needed = _announced(header, path, max_size, image_path.stat().st_size)
@@ -87,7 +87,7 @@ def read_mgh(path: Path, axis: str | None, max_size: int) -> Decoded:
         GalipError: as `read_nifti`.
     """
     header_class = nib.freesurfer.mghformat.MGHHeader
-    with corrupt_as_error(path), nib.imageglobals.LoggingOutputSuppressor():
+    with corrupt_as_error(path), quiet_nibabel():
         with _opened(path) as stream:
             start = stream.read(header_class.template_dtype.itemsize)
             bare = header_class(start, check=False)
@@ -116,7 +116,7 @@ def decode_image(image: Any, axis: str | None) -> tuple[Decoded, str]:
         GalipError: as `read_nifti`.
     """
     name = image.get_filename() or "image"
-    with corrupt_as_error(Path(name)), nib.imageglobals.LoggingOutputSuppressor():
+    with corrupt_as_error(Path(name)), quiet_nibabel():
         kind = type(image) if isinstance(image, nib.Nifti1Image) else nib.Nifti1Image
         if not isinstance(image, nib.Nifti1Image):
             image = nib.Nifti1Image.from_image(image)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -253,6 +254,18 @@ def slices_last_layout(shape: tuple[int, ...], name: str) -> FileLayout:
         )
     rows, columns, slices = shape if len(shape) == 3 else (*shape, 1)
     return FileLayout(shape=shape, grid=(rows, columns, slices), axes=(2, 0, 1))
+
+
+@contextmanager
+def quiet_nibabel() -> Iterator[None]:
+    """Hold back nibabel's remarks on headers. Its own `LoggingOutputSuppressor` takes its handler away, but
+    then Python's handler of last resort prints them."""
+    logger = nib.imageglobals.logger
+    before, logger.disabled = logger.disabled, True
+    try:
+        yield
+    finally:
+        logger.disabled = before
 
 
 def geometry_header(shape: tuple[int, ...], affine: np.ndarray) -> nib.Nifti1Header:

@@ -29,7 +29,7 @@ from .file_checks import (
 from .itk import check_itk, write_itk
 from .matlab import MATLAB_VARIABLE
 from .pictures import GreyScale, write_png, write_tiff
-from .volumes import FileLayout, Volume, checked_float32, geometry_header
+from .volumes import FileLayout, Volume, checked_float32, geometry_header, quiet_nibabel
 
 DESCRIPTION = f"galip_hf: {DISCLAIMER}"  # NIfTI's descrip field: at most 79 bytes
 _OF_SERIES = (*NIFTI_SUFFIXES, *PAIR_SUFFIXES, *ITK_SUFFIXES, *MGH_SUFFIXES)
@@ -195,7 +195,7 @@ def encode(
     checked = [volume.with_array(checked_float32(volume.array, f"volume for {path}")) for volume in volumes]
     written = target.with_name(stem_of(target) + suffix)  # the libraries want the suffix in lower case
     if suffix in (*NIFTI_SUFFIXES, *PAIR_SUFFIXES):
-        with nib.imageglobals.LoggingOutputSuppressor():  # its remarks on oddities of the source's header
+        with quiet_nibabel():  # its remarks on oddities of the source's header
             _nifti_image(checked, pair=suffix in PAIR_SUFFIXES).to_filename(written)
     elif suffix in MGH_SUFFIXES:
         _write_mgh([_with_geometry(volume) for volume in checked], written)
