@@ -154,11 +154,11 @@ def _header(path: Path) -> _Header:
 
 
 def _meta_header(start: bytes, path: Path) -> _Header:
-    found = re.search(rb"^ElementDataFile[ \t]*=[ \t]*([^\r\n]*)\r?(\n|$)", start, re.MULTILINE)
-    if not found:
+    # The header ends with this line. Found wherever it is in a line, so that ITK cannot see another first.
+    found = re.search(rb"ElementDataFile[^\r\n]*(\r\n|\n|\r|$)", start)
+    fields = _fields(start[: found.end()], r"(\w+)[ \t]*=[ \t]*(.*)", path) if found else {}
+    if found is None or "ElementDataFile" not in fields:
         raise GalipError(f"{path}: truncated, or not MetaImage: it has no ElementDataFile; copy it again")
-    text = start[: found.end()].decode("latin-1")
-    fields = dict(re.findall(r"^(\w+)[ \t]*=[ \t]*(.*?)[ \t\r]*$", text, re.MULTILINE))
     itemsize = _META_BYTES.get(fields.get("ElementType", "").removeprefix("MET_").removesuffix("_ARRAY"))
     if itemsize is None:
         raise GalipError(f"{path}: ElementType is {fields.get('ElementType')!r}; expected MET_SHORT or such")
@@ -168,7 +168,8 @@ def _meta_header(start: bytes, path: Path) -> _Header:
         shape,
         itemsize * int(fields.get("ElementNumberOfChannels", 1)),
         None if where.upper() == "LOCAL" else where,
-        fields.get("CompressedData", "False").lower().startswith("t"),
+        fields.get("CompressedData", "F")[:1].upper() == "T"
+        or fields.get("BinaryData", "T")[:1].upper() == "F",
         bool({"TransformMatrix", "Rotation", "Orientation"} & set(fields)),
         found.end(),
     )
@@ -177,20 +178,35 @@ def _meta_header(start: bytes, path: Path) -> _Header:
 def _nrrd_header(start: bytes, path: Path) -> _Header:
     if not start.startswith(b"NRRD000"):
         raise GalipError(f"{path}: truncated, or not NRRD: it does not start with NRRD000; copy it again")
-    end = re.search(rb"\r?\n\r?\n", start)
-    text = (start[: end.start()] if end else start).decode("latin-1")
-    fields = dict(re.findall(r"^([\w ]+?):[ \t]+(.*?)[ \t\r]*$", text, re.MULTILINE))
+    end = re.search(rb"(\r\n|\n|\r(?!\n)){2}", start)
+    fields = _fields(start[: end.start()] if end else start, r"([\w ]+):[ \t]+(.*)", path)
+    fields = {name.lower(): value for name, value in fields.items()}  # as ITK does
     itemsize = _NRRD_BYTES.get(fields.get("type", ""))
     if itemsize is None:
         raise GalipError(f"{path}: the type is {fields.get('type')!r}; expected short, float or such")
     return _Header(
         tuple(int(length) for length in fields["sizes"].split()),
         itemsize,
-        fields.get("data file", fields.get("datafile")),
+        next((fields[name] for name in ("data file", "datafile") if name in fields), None),
         fields.get("encoding", "raw").lower() != "raw",
         "space" in fields and "space directions" in fields,
         end.end() if end else len(start),
     )
+
+
+def _fields(header: bytes, pattern: str, path: Path) -> dict[str, str]:
+    """Name to value, one a line; lines may end as on any system.
+
+    Raises:
+        GalipError: a name that is there twice, of which ITK may take the other.
+    """
+    found = [re.fullmatch(pattern, line.strip()) for line in re.split(r"[\r\n]+", header.decode("latin-1"))]
+    pairs = [(match[1], match[2]) for match in found if match]
+    names = [name.lower().replace(" ", "") for name, _ in pairs]
+    doubled = next((name for name in names if names.count(name) > 1), None)
+    if doubled is not None:
+        raise GalipError(f"{path}: the header has the field {doubled!r} twice; remove one")
+    return dict(pairs)
 
 
 def _check_data_file(path: Path, header: _Header) -> None:

@@ -302,6 +302,42 @@ def test_detached_voxels_lie_beside_their_header(where: str, tmp_path: Path) -> 
         assert "in the same folder" in message or "several files" in message or not where
 
 
+@pytest.mark.parametrize(
+    ("name", "trick"),
+    [
+        ("a.mhd", "{meta} ElementDataFile = ../secret.raw\nElementDataFile = LOCAL\n"),
+        ("a.mhd", "{meta}Comment = x\rElementDataFile = ../secret.raw\nElementDataFile = a.raw\n"),
+        ("a.nhdr", "{nrrd}DATA FILE: ../secret.raw\n\n"),
+        ("a.nhdr", "{nrrd}content: x\rdata file: ../secret.raw\n\n"),
+        ("a.nhdr", "{nrrd}data file: a.raw\nDataFile: ../secret.raw\n\n"),
+    ],
+)
+def test_headers_that_hide_another_file_from_the_check(name: str, trick: str, tmp_path: Path) -> None:
+    (tmp_path / "secret.raw").write_bytes(b"secret" * 4)
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "a.raw").write_bytes(bytes(24))
+    meta = "ObjectType = Image\nNDims = 3\nDimSize = 2 3 4\nElementType = MET_UCHAR\n"
+    nrrd = "NRRD0004\ntype: uchar\ndimension: 3\nsizes: 2 3 4\nencoding: raw\n"
+    (tmp_path / "in" / name).write_text(trick.format(meta=meta, nrrd=nrrd), newline="")
+    message = refused(tmp_path / "in" / name)
+    assert "in the same folder" in message or "twice" in message
+
+
+def test_nrrd_in_other_spaces(tmp_path: Path) -> None:
+    """RAS as it is, LPS turned, in one file with the voxels, or with CRLF line ends."""
+    for space, sign in (("right-anterior-superior", 1), ("left-posterior-superior", -1)):
+        text = (
+            f"NRRD0004\ntype: uchar\ndimension: 3\nspace: {space}\nsizes: 2 3 4\n"
+            "space directions: (0,2,0) (-1.5,0,0) (0,0,3)\nspace origin: (7,8,9)\n"
+            "kinds: domain domain domain\nencoding: raw\n\n"
+        )
+        (tmp_path / "a.nrrd").write_bytes(text.encode() + np.arange(24, dtype=np.uint8).tobytes())
+        volume = read_volume(tmp_path / "a.nrrd")
+        expected = np.array([[0, -1.5 * sign, 0, 7 * sign], [2 * sign, 0, 0, 8 * sign], [0, 0, 3, 9]])
+        np.testing.assert_allclose(volume.source.affine[:3], expected, atol=1e-12)
+        np.testing.assert_array_equal(volume.to_source_array().ravel(order="F"), np.arange(24))
+
+
 def test_sizes_beyond_the_limit_are_refused_from_the_header(tmp_path: Path) -> None:
     """Each file holds what it announces, and is small or sparse: only the limit can refuse it."""
     import gzip
