@@ -18,7 +18,7 @@ from typing import Any
 
 from ..extras import require
 from .dicom_mosaic import mosaic_count
-from .readers import check_file, corrupt_as_error
+from .file_checks import check_file, corrupt_as_error
 
 Value = str | float | tuple[Any, ...]
 

@@ -15,7 +15,7 @@ from .dicom_decoding import PixelDecoder
 from .dicom_frames import frame_groups, quiet
 from .dicom_geometry import SAME_DIRECTION, numbers
 from .dicom_mosaic import read_mosaic, says_mosaic
-from .readers import check_announced, check_file, corrupt_as_error
+from .file_checks import check_announced, check_file, corrupt_as_error
 from .volumes import checked_float32
 
 GEOMETRY = ("ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing")

@@ -80,7 +80,7 @@ def write_dicom_series(
             missing or cannot be written, or pydicom is not installed.
     """
     require("pydicom", "dicom")
-    folder = _checked_folder(Path(folder), overwrite)
+    folder = check_output_folder(Path(folder), overwrite)
     sources = volume.source.instances
     if not sources:
         raise GalipError(
@@ -112,7 +112,12 @@ def write_dicom_series(
     return folder
 
 
-def _checked_folder(folder: Path, overwrite: bool) -> Path:
+def check_output_folder(folder: Path, overwrite: bool) -> Path:
+    """Whether a derived series may be written to `folder`, before anything is computed for it; returns it.
+
+    Raises:
+        GalipError: it exists and may not be replaced, or the directory for it is missing or not writable.
+    """
     if folder.exists() and not overwrite:
         raise GalipError(
             f"{folder}: already exists; choose another name or allow overwriting "
@@ -235,4 +240,4 @@ def _image(common: Any, source: Any, stored: np.ndarray, index: int, keep_patien
     return image
 
 
-__all__ = ["write_dicom_series"]
+__all__ = ["check_output_folder", "write_dicom_series"]

@@ -11,10 +11,11 @@ import numpy as np
 
 from ..model.domains import MR_PERCENTILE
 from ..model.errors import GalipError
+from .file_checks import SUFFIXES, one_of_each_pair
 from .grid import Grid, grid_of
 from .masks import check_same_place, is_mask, mask_of, name_without_suffix, read_labels, read_mask
 from .paired_subjects import Subject
-from .readers import SUFFIXES, read_volume
+from .readers import read_volume
 from .volumes import Volume
 
 # (volume, grid to sample on) -> (S, H, W) on that grid, in the volume's units
@@ -306,7 +307,7 @@ def volumes_in(folder: str | Path, *, masks: bool = False) -> dict[str, Path]:
 
 
 def _named_files(folder: Path) -> Iterator[tuple[str, Path]]:
-    for path in sorted(folder.iterdir()):
+    for path in one_of_each_pair(sorted(folder.iterdir())):
         name = name_without_suffix(path)
         if name is not None and path.is_file() and not path.name.startswith("."):
             yield name, path

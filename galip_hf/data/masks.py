@@ -12,8 +12,9 @@ from pathlib import Path
 import numpy as np
 
 from ..model.errors import GalipError
+from .file_checks import SUFFIXES
 from .grid import Grid, grid_of
-from .readers import SUFFIXES, read_volume
+from .readers import read_volume
 
 MASK_SUFFIX = "_mask"
 # BIDS entities that say how a mask was made or sampled, not whose it is.

@@ -14,10 +14,10 @@ import numpy as np
 from ..data.dicom import read_series
 from ..data.grid import Grid, grid_of
 from ..data.scans import read_scan
-from ..data.volumes import Volume, checked_float32
+from ..data.volumes import Volume
 from ..extras import require
 from ..model.errors import GalipError
-from .sources import ITK_SUFFIXES, Scan
+from .sources import Scan
 
 
 @dataclass(frozen=True, eq=False)
@@ -29,18 +29,15 @@ class ScanImage:
 
 
 def read_image(scan: Scan) -> ScanImage:
-    """Read a scan: anything that `read_scan` reads, or MetaImage and NRRD through SimpleITK.
+    """Read a scan: anything that `read_scan` reads.
 
     Raises:
         GalipError: as `read_scan`; also several volumes, and slices asked for that the file does not have.
     """
     path = Path(scan.path)
-    if path.name.lower().endswith(ITK_SUFFIXES):
-        image = _read_itk(path)
-    else:
-        files = [Path(file) for file in scan.files]
-        volume = read_series(files, part=scan.part) if files else _read_one(path)
-        image = ScanImage(volume.array, grid_of(volume))
+    files = [Path(file) for file in scan.files]
+    volume = read_series(files, part=scan.part) if files else _read_one(path)
+    image = ScanImage(volume.array, grid_of(volume))
     if scan.slices is None:
         return image
     start, stop = scan.slices
@@ -57,24 +54,6 @@ def _read_one(path: Path) -> Volume:
     if len(volumes) != 1:
         raise GalipError(f"{path}: holds {len(volumes)} volumes; expected one, so split the file")
     return volumes[0]
-
-
-def _read_itk(path: Path) -> ScanImage:
-    sitk = require("SimpleITK", "prepare")
-    try:
-        image = sitk.ReadImage(str(path))
-        if image.GetDimension() == 4 and image.GetSize()[3] == 1:
-            image = image[..., 0]
-        if image.GetDimension() != 3 or image.GetNumberOfComponentsPerPixel() != 1:
-            raise GalipError(f"{path}: is no 3-D scan of one channel; expected a single volume")
-        image = sitk.DICOMOrient(image, "LPS")  # so that the array is in display order
-    except RuntimeError as error:
-        reason = " ".join(str(error).split())[-160:]
-        raise GalipError(f"{path}: cannot be read ({reason}); copy it again or check its format") from None
-    array = checked_float32(sitk.GetArrayFromImage(image), str(path))
-    direction = np.array(image.GetDirection()).reshape(3, 3)
-    steps = (direction * image.GetSpacing()).T[::-1].copy()
-    return ScanImage(array, Grid(array.shape, np.array(image.GetOrigin()), steps))
 
 
 def to_itk(array: np.ndarray, grid: Grid) -> Any:

@@ -18,13 +18,10 @@ from pathlib import Path
 from typing import Any
 
 from ..data import dicom_series
+from ..data.file_checks import SUFFIXES, one_of_each_pair
 from ..data.masks import is_mask, mask_of
-from ..data.readers import SUFFIXES
 from ..files import files_below
 from ..model.errors import GalipError
-
-# Formats that SimpleITK reads; all others go through galip_hf.data.readers.
-ITK_SUFFIXES = (".mha", ".mhd", ".nrrd")
 
 
 @dataclass(frozen=True)
@@ -101,7 +98,7 @@ def gold_atlas(directory: Path) -> Source:
     notes: list[dict[str, Any]] = []
     for patient in _folders(directory):
         found: dict[str, Scan] = {}
-        for path in _files(patient, (*SUFFIXES, *ITK_SUFFIXES)):
+        for path in _files(patient, SUFFIXES):
             domain = _pelvis_domain(_without_suffix(path.relative_to(patient)), None)
             if domain:
                 _take(found, Scan(str(path), domain, patient.name), path.name, notes)
@@ -256,7 +253,7 @@ def folders(directory: Path) -> Source:
     """
     scans = []
     for folder in _folders(directory):
-        files = _files(folder, (*SUFFIXES, *ITK_SUFFIXES))
+        files = _files(folder, SUFFIXES)
         for path in files:
             if is_mask(path):
                 continue
@@ -281,12 +278,13 @@ def _folders(directory: Path) -> list[Path]:
 
 def _files(directory: Path, suffixes: tuple[str, ...]) -> list[Path]:
     """Files below a directory with one of the suffixes, in the order of their paths; hidden ones are not."""
-    return [path for path in files_below(_directory(directory)) if path.name.lower().endswith(suffixes)]
+    files = files_below(_directory(directory))
+    return one_of_each_pair(path for path in files if path.name.lower().endswith(suffixes))
 
 
 def _without_suffix(path: Path) -> str:
     name = path.as_posix()
-    suffix = next(s for s in (*SUFFIXES, *ITK_SUFFIXES) if name.lower().endswith(s))
+    suffix = next(s for s in SUFFIXES if name.lower().endswith(s))
     return name[: -len(suffix)]
 
 

@@ -204,7 +204,7 @@ def test_save_writes_scan_report_map_and_figure(brain: GalipPipeline, scan: Path
     np.testing.assert_array_equal(after.affine, before.affine)
     np.testing.assert_array_equal(after.get_fdata(dtype=np.float32), translation.array)
     report = json.loads((tmp_path / "out.json").read_text(encoding="utf-8"))
-    assert report == json.loads(json.dumps(translation.report))
+    assert report == {"output": "out.nii.gz", **json.loads(json.dumps(translation.report))}
     assert report["note"] == "synthetic, not for diagnosis" and report["model"] == str(PHANTOM_MODEL)
     cycle = nib.load(tmp_path / "out_cycle.nii.gz").get_fdata()
     slices = cycle.transpose(2, 1, 0)[:, ::-1]
