@@ -7,8 +7,8 @@ DATA is `phantom`, `brainweb` or `open_ms` (see `data`); the latter two need `--
 and the scores of the baselines are made once, in OUTPUT/DATA. `galip` is the recipe of the file
 examples/configs/phantom.yaml with some keys replaced (`--set`), trained in OUTPUT/DATA/NAME/seed-N;
 `cyclegan` is one CycleGAN for each pair of domains, with the same processor time in total, in
-OUTPUT/DATA/cyclegan-WIDTH/seed-N. A run that ended is not repeated; one that was stopped goes on. At the end the table of all results in OUTPUT/DATA is printed,
-and results.json and curve.png are written there.
+OUTPUT/DATA/cyclegan-WIDTH/seed-N. A run that ended is not repeated; one that was stopped goes on. At the end
+the table of all results in OUTPUT/DATA is printed, and results.json and curve.png are written there.
 
 Processor time is that of the process, all threads, without scoring.
 """
