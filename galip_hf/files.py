@@ -21,7 +21,7 @@ except ImportError:  # Windows: what a killed run leaves stays there
     fcntl = None  # type: ignore[assignment]
 
 _MARK = ".writing-"  # in the names of the temporary folders: nobody else's
-_LOCK, _REPLACED = ".galip-lock", ".galip-replaced"
+_LOCK, _REPLACED, _BACKUP = ".galip-lock", ".galip-replaced", ".galip-backup"
 
 
 @contextmanager
@@ -41,6 +41,57 @@ def atomic_write(path: str | os.PathLike[str]) -> Iterator[Path]:
         if path.is_dir():  # a folder cannot be renamed onto a full one: the old one steps aside first
             os.replace(path, folder / _REPLACED)
         os.replace(written, path)
+
+
+@contextmanager
+def atomic_group(path: str | os.PathLike[str]) -> Iterator[Path]:
+    """A folder for several outputs, `path.name` among them, that appear beside `path` together or not at all.
+
+    At the end of the block each file or folder in it replaces what has its name beside `path`; `path` itself
+    comes last, so that where it is, the rest is whole. When the block raises, or one of them cannot be put in
+    its place, all is as it was. A killed process leaves what `atomic_write` describes, or, killed in the
+    moment of the renaming, some of the outputs without `path`.
+    """
+    path = Path(path)
+    _remove_stale(path)
+    with _locked_folder(path) as folder:
+        yield folder
+        names = sorted(name for name in os.listdir(folder) if not name.startswith(".galip-"))
+        names.sort(key=lambda name: name == path.name)
+        placed: list[tuple[Path, Path | None]] = []
+        try:
+            for name in names:
+                target = path.with_name(name)
+                placed.append((target, _backup(target, folder)))
+                os.replace(folder / name, target)
+        except BaseException:
+            for target, backup in placed:
+                _put_back(target, backup)
+            raise
+
+
+def _backup(target: Path, folder: Path) -> Path | None:
+    """Keep what is at `target`: a file under a second name; a folder moved aside, as none is replaced."""
+    if target.is_dir():
+        os.replace(target, folder / _REPLACED)
+        return folder / _REPLACED
+    if not target.exists():
+        return None
+    backup = folder / f"{_BACKUP}-{target.name}"
+    try:
+        os.link(target, backup)
+    except OSError:  # a file system without links
+        shutil.copy2(target, backup)
+    return backup
+
+
+def _put_back(target: Path, backup: Path | None) -> None:
+    if target.is_dir():
+        shutil.rmtree(target)
+    elif backup is None:
+        target.unlink(missing_ok=True)
+    if backup is not None:
+        os.replace(backup, target)
 
 
 @contextmanager
@@ -162,4 +213,4 @@ def file_hash(path: str | os.PathLike[str]) -> str | None:
     return digest.hexdigest()
 
 
-__all__ = ["atomic_write", "file_hash", "files_below", "told_if_unwritable", "write_report"]
+__all__ = ["atomic_group", "atomic_write", "file_hash", "files_below", "told_if_unwritable", "write_report"]

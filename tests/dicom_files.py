@@ -1,5 +1,6 @@
 """DICOM files for the tests: CT series in every transfer syntax, written with pydicom and GDCM."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -96,6 +97,8 @@ def edit(path: Path, **values: Any) -> None:
     for tag, value in values.items():
         if value is None:
             delattr(image, tag)
+        elif tag.startswith("PixelPadding"):  # signed or unsigned, which pydicom cannot tell by itself
+            image.add_new(tag, "SS" if value < 0 else "US", value)
         else:
             setattr(image, tag, value)
     image.save_as(path)
@@ -125,3 +128,21 @@ def write_enhanced(path: Path, slices: int = 4) -> None:
     image.NumberOfFrames = slices
     set_pixels(image, hounsfield(slices)[::-1] + 1024)
     image.save_as(path, enforce_file_format=True)
+
+
+def write_images(
+    folder: Path, volumes: np.ndarray, change: Callable[[Dataset, int, int], None], series: str = "1.2.1"
+) -> None:
+    """MR volumes (volumes, slices, rows, columns) at the same places, a file an image.
+
+    `change(image, volume, slice)` edits each header before it is written.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    for number, volume in enumerate(volumes):
+        for index, values in enumerate(volume):
+            image = header(series, ORIGIN + index * STEP * np.array([0, 0, 1.0]), STRAIGHT)
+            image.Modality, image.SOPClassUID = "MR", pydicom.uid.MRImageStorage
+            image.RescaleIntercept = 0
+            set_pixels(image, values)
+            change(image, number, index)
+            image.save_as(folder / f"{number}-{index}.dcm", enforce_file_format=True)

@@ -1,6 +1,7 @@
 """Writing whole or not at all."""
 
 import multiprocessing
+import os
 import signal
 import sys
 import time
@@ -16,7 +17,7 @@ from galip_hf import GalipError
 from galip_hf.data.volumes import Volume
 from galip_hf.data.writers import write_volume
 from galip_hf.extras import require
-from galip_hf.files import atomic_write
+from galip_hf.files import atomic_group, atomic_write
 
 
 @pytest.mark.parametrize("existing", [False, True])
@@ -165,3 +166,46 @@ def test_messages_are_one_line_whatever_they_quote() -> None:
         str(GalipError("a.mat: no variable 'x\r\n\x1b[2J\u2028y' → b"))
         == "a.mat: no variable 'x   [2J y' → b"
     )
+
+
+def test_a_group_appears_together_and_the_named_one_last(tmp_path: Path) -> None:
+    (tmp_path / "z.json").write_text("old")
+    with atomic_group(tmp_path / "a.nii") as folder:
+        for name in ("a.nii", "z.json", "b.png"):
+            (folder / name).write_text("new")
+        assert [path.name for path in tmp_path.iterdir() if not path.name.startswith(".")] == ["z.json"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.nii", "b.png", "z.json"]
+    assert {path.read_text(encoding="utf-8") for path in tmp_path.iterdir()} == {"new"}
+
+
+@pytest.mark.parametrize("moment", ["in the block", "at the second renaming", "at the last renaming"])
+@pytest.mark.parametrize("folder_output", [False, True])
+def test_a_group_that_fails_leaves_all_as_it_was(
+    moment: str, folder_output: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fill(folder: Path, text: str) -> None:
+        (folder / "a.json").write_text(text)
+        if folder_output:
+            (folder / "z").mkdir()
+        (folder / "z" / "image" if folder_output else folder / "z").write_text(text)
+
+    fill(tmp_path, "old")
+    rename, calls = os.replace, []
+
+    def failing(source: Path, target: Path) -> None:
+        calls.append(target)
+        stop = {"at the second renaming": "b.png", "at the last renaming": "z"}.get(moment)
+        if Path(target).parent == tmp_path and Path(target).name == stop and ".galip" not in str(source):
+            monkeypatch.setattr(os, "replace", rename)
+            raise OSError(28, "No space left on device")
+        rename(source, target)
+
+    monkeypatch.setattr(os, "replace", failing)
+    with pytest.raises(OSError, match="No space left"), atomic_group(tmp_path / "z") as folder:
+        fill(folder, "new")
+        (folder / "b.png").write_text("new")
+        if moment == "in the block":
+            raise OSError(28, "No space left on device")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.json", "z"]
+    for file in (tmp_path / "a.json", tmp_path / "z" / "image" if folder_output else tmp_path / "z"):
+        assert file.read_text(encoding="utf-8") == "old"

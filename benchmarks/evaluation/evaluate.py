@@ -45,7 +45,7 @@ def write_volumes(folder: Path, subjects: int) -> None:
 
 def measure(folder: Path, baselines: bool) -> dict[str, float]:
     """Evaluates the folder in this process."""
-    from galip_hf.data.paired_subjects import FolderSubjects
+    from galip_hf.data.folder_subjects import FolderSubjects
     from galip_hf.evaluation.evaluate import evaluate_folders
 
     source = folder / "source" if baselines else None

@@ -22,7 +22,8 @@ import SimpleITK as sitk
 
 from benchmarks import common
 from galip_hf.data import phantom
-from galip_hf.prepare.images import Grid, ScanImage, to_itk
+from galip_hf.data.grid import Grid
+from galip_hf.prepare.images import ScanImage, to_itk
 from galip_hf.prepare.registration import resample
 
 SIZE, SLICES, SPACING = 256, 60, (2.4, 0.9375, 0.9375)  # mm between slices, rows and columns

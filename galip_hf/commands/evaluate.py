@@ -1,21 +1,20 @@
 """`galip-hf evaluate`: a model on a table, or folders of volumes, to a report one can defend."""
 
 import argparse
-import re
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ..model.errors import GalipError
+from .evaluate_folders import run_folders
+from .evaluate_table import run_table
+from .evaluation_run import Run, usable_device
 
-if TYPE_CHECKING:
-    import numpy as np
-
-    from ..clip.backbone import ClipBackbone
-    from ..model.unet import GalipGenerator
-
-Windows = dict[str, tuple[float, float]]
+MEASURES = ("ms-ssim", "nmse", "nmi", "displacement")
+# Options that say something about folders of volumes, and nothing about a table.
+_OF_FOLDERS = (
+    "prediction", "target", "source", "direction", "mask", "resample_prediction", "lesions",
+    "segmentations", "segment",
+)  # fmt: skip
 
 
 def add_parser(commands: Any) -> None:
@@ -35,6 +34,16 @@ def add_parser(commands: Any) -> None:
         "--source", metavar="FOLDER", help="volumes that were translated: for baselines and identity collapse"
     )
     parser.add_argument(
+        "--mask",
+        metavar="FOLDER",
+        help="body masks of the targets' names; without it NAME_mask beside a target, else it is measured",
+    )
+    parser.add_argument(
+        "--resample-prediction",
+        action="store_true",
+        help="bring predictions and sources onto the grid of their target instead of refusing other grids",
+    )
+    parser.add_argument(
         "--direction", metavar="T1->T2", help="domains of --source and --target (default: source->target)"
     )
     parser.add_argument(
@@ -43,6 +52,35 @@ def add_parser(commands: Any) -> None:
         default=[],
         metavar="DOMAIN=LOW,HIGH",
         help="HU window of a CT domain; a model's own configuration states it already",
+    )
+    parser.add_argument(
+        "--unpaired",
+        action="store_true",
+        help="a report without pairs even where there are some; where there are none it is made anyway",
+    )
+    parser.add_argument(
+        "--measures",
+        nargs="+",
+        default=[],
+        choices=MEASURES,
+        metavar="NAME",
+        help=f"more of them, on pairs: {', '.join(MEASURES)}",
+    )
+    parser.add_argument(
+        "--protocol",
+        choices=("synthrad2025",),
+        help="also score CT targets as the SynthRAD2025 challenge does (give its masks by --mask)",
+    )
+    parser.add_argument("--lesions", metavar="FOLDER", help="lesion masks of the targets' names")
+    parser.add_argument(
+        "--segmentations",
+        metavar="FOLDER",
+        help="label maps in FOLDER/prediction and FOLDER/target (and FOLDER/compare), of the targets' names",
+    )
+    parser.add_argument(
+        "--segment",
+        metavar="COMMAND",
+        help="makes them: run for every prediction and target, with {input} and {output} replaced by files",
     )
     parser.add_argument("--compare", metavar="MODEL2", help="second model, or second folder of predictions")
     parser.add_argument(
@@ -57,20 +95,6 @@ def add_parser(commands: Any) -> None:
     parser.set_defaults(run=_evaluate)
 
 
-@dataclass
-class _Run:
-    """What one evaluation gave, and what the pictures and the provenance need."""
-
-    title: str
-    reports: dict[str, dict[str, Any]]  # the model's, then that of --compare
-    subjects: Sequence[Mapping[str, "np.ndarray"]]
-    predict: Callable[[int, str, str, slice], "np.ndarray"] | None
-    dataset: str
-    split: str
-    details: dict[str, Any] = field(default_factory=dict)
-    notes: list[str] = field(default_factory=list)
-
-
 def _evaluate(arguments: argparse.Namespace) -> None:
     output = _check_output(Path(arguments.output), arguments.overwrite)
     folders = _check_mode(arguments)
@@ -80,8 +104,9 @@ def _evaluate(arguments: argparse.Namespace) -> None:
         from ..extras import require
 
         require("torchmetrics", "evaluate")
-        backbone = ClipBackbone.from_pretrained(arguments.clip, device=_device(arguments.device))
-    run = _run_folders(arguments, backbone) if folders else _run_table(arguments, backbone)
+        backbone = ClipBackbone.from_pretrained(arguments.clip, device=usable_device(arguments.device))
+    arguments.measures = sorted({*arguments.measures, *([arguments.protocol] if arguments.protocol else [])})
+    run = run_folders(arguments, backbone) if folders else run_table(arguments, backbone)
     _write(run, output, arguments)
     _say(run, output)
 
@@ -96,7 +121,7 @@ def _check_output(output: Path, overwrite: bool) -> Path:
 
 def _check_mode(arguments: argparse.Namespace) -> bool:
     """Whether folders are compared; GalipError when the arguments ask for both or for neither."""
-    folders = any((arguments.prediction, arguments.target, arguments.source, arguments.direction))
+    folders = any(getattr(arguments, name) for name in _OF_FOLDERS)
     if folders and (arguments.data or arguments.model):
         raise GalipError("found --data or --model beside folders; give a table, or --prediction and --target")
     if folders and not (arguments.prediction and arguments.target):
@@ -105,6 +130,10 @@ def _check_mode(arguments: argparse.Namespace) -> bool:
         raise GalipError("nothing to evaluate; give --data TABLE and --model, or --prediction and --target")
     if arguments.model and arguments.ct_window:
         raise GalipError("--ct-window: the model's configuration states the window; leave it out")
+    if arguments.segment and arguments.segmentations:
+        raise GalipError("--segment and --segmentations: both give label maps; leave one out")
+    if arguments.segment and not ("{input}" in arguments.segment and "{output}" in arguments.segment):
+        raise GalipError(f"--segment {arguments.segment!r}: expected {{input}} and {{output}} in the command")
     if arguments.compare and arguments.compare in (arguments.model, arguments.prediction):
         raise GalipError(f"--compare {arguments.compare}: is the first one too; name another")
     if arguments.compare and not (arguments.model or folders):
@@ -112,241 +141,69 @@ def _check_mode(arguments: argparse.Namespace) -> bool:
     return folders
 
 
-def _windows(texts: Sequence[str]) -> Windows:
-    windows = {}
-    for text in texts:
-        number = r"([-+]?\d+(?:\.\d+)?)"
-        match = re.fullmatch(rf"(.+)={number},{number}", text)
-        if not match or float(match[2]) >= float(match[3]):
-            raise GalipError(f"--ct-window {text}: expected DOMAIN=LOW,HIGH in HU, such as CT=-1000,1000")
-        windows[match[1]] = (float(match[2]), float(match[3]))
-    return windows
-
-
-def _device(name: str) -> str:
-    import torch
-
-    try:
-        torch.empty(0, device=name)
-    except (RuntimeError, AssertionError) as error:
-        raise GalipError(f"--device {name}: not usable ({str(error).splitlines()[0]})") from None
-    return name
-
-
-# --- a table ---
-
-
-def _run_table(arguments: argparse.Namespace, backbone: "ClipBackbone | None") -> _Run:
-    import torch
-
-    from ..data.paired_subjects import DomainSlices, TableSubjects
-    from ..data.table import load_table
-    from ..evaluation.evaluate import evaluate
-    from ..inference.slices import precision_in_words, translate_slices
-    from ..prepare.splits import split_hash_of_table
-
-    table = load_table(arguments.data)
-    if arguments.split not in table:
-        raise GalipError(f"{arguments.data}: no split {arguments.split!r}; it has {', '.join(table)}")
-    known = table[arguments.split].features["domain"].names
-    device = _device(arguments.device)
-    sources = [source for source in (arguments.model, arguments.compare) if source]
-    models = {source: _load(source, device) for source in sources}
-    domains, notes = _shared_domains(known, models)
-    subjects = TableSubjects(table[arguments.split], domains)
-    if subjects.unmatched_slices:
-        notes.append(
-            f"{subjects.unmatched_slices} slices left out: another domain of the subject lacks them."
-        )
-    training, lacking = None, []
-    if "train" in table:
-        training = {domain: DomainSlices(table["train"], domain) for domain in domains}
-        lacking = [domain for domain, slices in training.items() if not len(slices)]
-    if training is None or lacking:
-        training = None
-        notes.append(
-            "The table has no training slices" + (f" of {', '.join(lacking)}" if lacking else "") + ": no "
-            "baseline 'mean', and histograms are matched to the target itself."
-        )
-    windows = _model_windows(models[sources[0]], notes) if sources else _windows(arguments.ct_window)
-    reports = {
-        source: evaluate(
-            subjects,
-            _translator(models[source], arguments.precision) if source in models else None,
-            training if number == 0 else None,
-            domains=domains,
-            ct_windows={d: window for d, window in windows.items() if d in domains},
-            names=subjects.names,
-            backbone=backbone,
-            baselines=number == 0,
-        )
-        for number, source in enumerate(sources or ["baselines"])
-    }
-
-    def predict(index: int, source: str, target: str, wanted: slice) -> "np.ndarray":
-        volume = subjects[index][source][wanted]
-        return translate_slices(models[sources[0]], volume, target, precision=arguments.precision)
-
-    digest, kind = split_hash_of_table(arguments.data, subjects.names)
-    details = {
-        **_identity(arguments.model, "model"),
-        **_identity(arguments.compare, "compared"),
-        **({"precision": precision_in_words(torch.device(device), arguments.precision)} if sources else {}),
-        "data": str(arguments.data),
-        "split": arguments.split,
-        "split_hash": digest,
-        "split_hash_of": kind,
-    }
-    title = f"{sources[0] if sources else 'Baselines'} on {arguments.data}, {arguments.split}"
-    dataset = Path(arguments.data).resolve().name
-    return _Run(
-        title, reports, subjects, predict if sources else None, dataset, arguments.split, details, notes
-    )
-
-
-def _load(source: str, device: str) -> "GalipGenerator":
-    from ..inference.pipeline import load_model
-
-    return load_model(source)[0].to(device)
-
-
-def _translator(model: "GalipGenerator", precision: str) -> Callable[["np.ndarray", str, str], "np.ndarray"]:
-    from ..inference.slices import translate_slices
-
-    return lambda volume, source, target: translate_slices(model, volume, target, precision=precision)
-
-
-def _shared_domains(
-    known: Sequence[str], models: Mapping[str, "GalipGenerator"]
-) -> tuple[list[str], list[str]]:
-    """The domains that the table and every model have, in the first model's order, and what is left out."""
-    listed = [model.config.domain_names for model in models.values()]
-    order = listed[0] if listed else list(known)
-    domains = [domain for domain in order if all(domain in names for names in (known, *listed))]
-    if len(domains) < 2:
-        raise GalipError(
-            f"the table has the domains {', '.join(known)}, the model {', '.join(order)}; expected two or "
-            "more of the same names"
-        )
-    left_out = sorted({*known, *(name for names in listed for name in names)} - set(domains))
-    return domains, [f"Domains left out: {', '.join(left_out)} (not in the table and every model)."] * bool(
-        left_out
-    )
-
-
-def _model_windows(model: "GalipGenerator", notes: list[str]) -> Windows:
-    """CT domain -> HU window of the model's configuration."""
-    windows = {}
-    for domain in model.config.domains:
-        if domain["modality"] != "CT":
-            continue
-        if domain["intensity"]["rule"] == "window":
-            windows[domain["name"]] = (domain["intensity"]["lower"], domain["intensity"]["upper"])
-        else:
-            notes.append(f"{domain['name']}: a CT domain without a HU window, so it is scored as MR is.")
-    return windows
-
-
-def _identity(source: str | None, role: str) -> dict[str, Any]:
-    """SHA-256 of a model's weights and configuration, from the files that were loaded."""
-    if source is None:
-        return {}
-    from transformers.utils import cached_file
-
-    from ..files import file_hash
-
-    identity: dict[str, Any] = {role: source}
-    for key, name in (("weights_sha256", "model.safetensors"), ("config_sha256", "config.json")):
-        path = cached_file(source, name, _raise_exceptions_for_missing_entries=False)
-        identity[f"{role}_{key}"] = file_hash(path) if path else None
-    return identity
-
-
-# --- folders ---
-
-
-def _run_folders(arguments: argparse.Namespace, backbone: "ClipBackbone | None") -> _Run:
-    from ..data.paired_subjects import FolderSubjects
-    from ..evaluation.evaluate import evaluate_folders
-
-    source, arrow, target = (arguments.direction or "source->target").partition("->")
-    if not (arrow and source and target and source != target):
-        raise GalipError(f"--direction {arguments.direction}: expected two domains, such as 'T1->T2'")
-    windows = _windows(arguments.ct_window)
-    if unknown := sorted(set(windows) - {source, target}):
-        raise GalipError(
-            f"--ct-window {unknown[0]}: expected {source} or {target}, as --direction names them"
-        )
-    predictions = [folder for folder in (arguments.prediction, arguments.compare) if folder]
-    subjects = FolderSubjects(
-        predictions, arguments.target, arguments.source, domains=(source, target), windows=windows
-    )
-    notes = [
-        f"{folder}: {len(names)} of its volumes left out, another folder lacks them: {', '.join(names)}."
-        for folder, names in subjects.unmatched.items()
-    ]
-    if not subjects.has_sources:
-        notes.append("No sources were given: no baselines and no identity-collapse check.")
-    reports = {
-        folder: evaluate_folders(
-            subjects,
-            (source, target),
-            system=number,
-            ct_windows=windows,
-            backbone=backbone,
-            baselines=number == 0,
-        )
-        for number, folder in enumerate(predictions)
-    }
-    for report in reports.values():
-        report["unmatched"] = subjects.unmatched
-    details = {"prediction": arguments.prediction, "target": arguments.target, "source": arguments.source}
-    return _Run(
-        f"{arguments.prediction} against {arguments.target}",
-        reports,
-        subjects,
-        lambda index, source, target, wanted: subjects.prediction(index)[wanted],
-        Path(arguments.target).resolve().name,
-        "test",
-        details,
-        notes,
-    )
-
-
 # --- the report ---
 
 
-def _write(run: _Run, output: Path, arguments: argparse.Namespace) -> None:
-    from ..evaluation.case_figures import save_cases
-    from ..evaluation.report import compare_reports, model_index, provenance, write_subjects_csv
-    from ..evaluation.report_page import html_report
+def _write(run: Run, output: Path, arguments: argparse.Namespace) -> None:
+    from ..evaluation.report import provenance
+    from ..evaluation.verdict import paired_verdict, unpaired_verdict
     from ..files import atomic_write, write_report
 
-    first, *others = run.reports.items()
-    name, report = first
-    report["notes"] = run.notes
+    report = next(iter(run.reports.values()))
+    paired = report.get("kind") != "unpaired"
+    report["verdict"] = paired_verdict(report) if paired else unpaired_verdict(report)
+    report["notes"], report["manifest"] = run.notes, run.manifest
     report["provenance"] = provenance(arguments.command_line, arguments.device, 0, **run.details)
-    if others:
-        report["comparison"] = {"a": name, "b": others[0][0], **compare_reports(report, others[0][1])}
     output.parent.mkdir(parents=True, exist_ok=True)
     with atomic_write(output) as temporary:
         temporary.mkdir()
-        pictures = {}
-        if run.predict:
-            pictures = save_cases(report, run.subjects, run.predict, temporary / "panels")
+        page = _paired_files(run, report, temporary) if paired else _unpaired_page(run, report)
         write_report(report, temporary / "report.json")
-        write_subjects_csv(run.reports, temporary / "subjects.csv")
-        entries = model_index(report, model_name=Path(name).name, dataset=run.dataset, split=run.split)
-        write_report({"model-index": entries}, temporary / "model_index.json")
-        page = html_report(report, title=run.title, pictures=pictures)
         (temporary / "report.html").write_text(page, encoding="utf-8")
 
 
-def _say(run: _Run, output: Path) -> None:
-    """The headline on the terminal."""
-    from ..evaluation.report_page import findings
+def _paired_files(run: Run, report: dict[str, Any], folder: Path) -> str:
+    """Pictures, CSV and the model card's entries; returns the page."""
+    from ..evaluation.case_figures import save_cases
+    from ..evaluation.report import compare_reports, model_index, write_subjects_csv
+    from ..evaluation.report_page import html_report
+    from ..files import write_report
+
+    name, *others = run.reports
+    if others:
+        comparison = compare_reports(report, run.reports[others[0]])
+        report["comparison"] = {"a": name, "b": others[0], **comparison}
+    pictures = save_cases(report, run.subjects, run.predict, folder / "panels") if run.predict else {}
+    write_subjects_csv(run.reports, folder / "subjects.csv")
+    entries = model_index(report, model_name=Path(name).name, dataset=run.dataset, split=run.split)
+    write_report({"model-index": entries}, folder / "model_index.json")
+    return html_report(report, title=run.title, pictures=pictures, panels=run.panels)
+
+
+def _unpaired_page(run: Run, report: dict[str, Any]) -> str:
+    from ..evaluation.unpaired_page import html_unpaired
+
+    return html_unpaired(report, title=run.title, panels=run.panels)
+
+
+def _say(run: Run, output: Path) -> None:
+    """The verdict and the headline on the terminal."""
+    from ..evaluation.verdict import findings, unpaired_findings
 
     report = next(iter(run.reports.values()))
+    print(f"{report['verdict']['says']} {report['verdict']['rests_on']}")
+    if report.get("kind") == "unpaired":
+        _say_unpaired(report)
+        found = unpaired_findings(report)
+    else:
+        _say_paired(report)
+        found = findings(report)
+    for line in [*run.notes, *found]:
+        print(f"  {line}")
+    print(f"{output}: {', '.join(sorted(path.name for path in output.iterdir()))}")
+
+
+def _say_paired(report: dict[str, Any]) -> None:
     table = report["protocols"]["fixed"]["masked"]
     rows = {"model": table["directions"], **table["baselines"]}
     version = report["protocols"]["fixed"]["version"]
@@ -362,6 +219,15 @@ def _say(run: _Run, output: Path) -> None:
         ]
         n = max(cells[direction]["n"] for cells in rows.values() if cells)
         print(f"  {direction} (n = {n}): " + ", ".join(shown))
-    for line in [*run.notes, *findings(report)]:
-        print(f"  {line}")
-    print(f"{output}: {', '.join(sorted(path.name for path in output.iterdir()))}")
+
+
+def _say_unpaired(report: dict[str, Any]) -> None:
+    print(
+        "Distance of intensities from real scans of the target domain, part of the window (lower is closer)"
+    )
+    for direction, cell in report["directions"].items():
+        its = cell["histogram"]
+        marks = {"translation": its, "untranslated source": its["copy"], "real halves": its["real_halves"]}
+        shown = [f"{name} {mark['distance']:.3f}" for name, mark in marks.items() if mark is not None]
+        sides = f"{cell['subjects_fake']} translated, {cell['subjects_real']} real subjects"
+        print(f"  {direction} ({sides}): " + ", ".join(shown))

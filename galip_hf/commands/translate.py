@@ -2,6 +2,7 @@
 
 import argparse
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,7 +16,10 @@ if TYPE_CHECKING:
     from ..inference.pipeline import GalipPipeline
     from ..inference.translation import Translation
 
-FORMATS = ("input", "nii.gz", "nii", "mat", "npy", "npz", "png", "dicom")
+FORMATS = (
+    *("input", "nii.gz", "nii", "img", "mgz", "mgh", "nrrd", "nhdr", "mha", "mhd"),
+    *("mat", "npy", "npz", "png", "tif", "dicom"),
+)
 
 
 @dataclass(frozen=True)
@@ -33,7 +37,8 @@ def add_parser(commands: Any) -> None:
         "inputs",
         nargs="+",
         metavar="INPUT",
-        help="scans: .nii, .nii.gz, .mat, .npy, .npz, .png, DICOM, or folders of these (all levels)",
+        help="scans: NIfTI, DICOM, NRRD, MetaImage, MGH, Analyze, MATLAB, NumPy, PNG, TIFF, or folders of "
+        "these (all levels)",
     )
     translate.add_argument(
         "--model", required=True, help="model directory, or a repository of the Hub (user/name)"
@@ -77,6 +82,30 @@ def add_parser(commands: Any) -> None:
         "--axis",
         choices=("axial", "coronal", "sagittal"),
         help="plane of the slices (default: that of the training, else axial, by the scan's affine)",
+    )
+    translate.add_argument(
+        "--select",
+        action="append",
+        metavar="KEYWORD=VALUE",
+        help="of DICOM, only images with this value (EchoTime=80, ImageType=M); may be repeated",
+    )
+    translate.add_argument(
+        "--uneven",
+        choices=("refuse", "resample"),
+        default="refuse",
+        help="DICOM slices at uneven distances: refuse them (default), or interpolate to even ones",
+    )
+    translate.add_argument(
+        "--nan-background",
+        action="store_true",
+        help="take NaN as air: 0, or the lowest value of the scan where that is negative",
+    )
+    translate.add_argument(
+        "--max-size",
+        type=float,
+        default=2.0,
+        metavar="GIB",
+        help="largest scan read, in GiB as float32; one slice may have an eighth of it (default: 2)",
     )
     existing = translate.add_mutually_exclusive_group()
     existing.add_argument("--overwrite", action="store_true", help="replace existing outputs")
@@ -125,6 +154,8 @@ def _translate(arguments: argparse.Namespace) -> int:
         raise GalipError(f"--batch-size is {arguments.batch_size}; expected 1 or more")
     if arguments.resample is not None and not 0 < arguments.resample < float("inf"):
         raise GalipError(f"--resample is {arguments.resample}; expected a pixel size in mm, more than 0")
+    if not 0 < arguments.max_size < float("inf"):
+        raise GalipError(f"--max-size is {arguments.max_size}; expected a size in GiB, more than 0")
     with collector_paused():
         jobs = _plan(arguments)
         todo = [job for job in (_remaining(job, arguments) for job in jobs) if job.outputs]
@@ -139,10 +170,11 @@ def _translate(arguments: argparse.Namespace) -> int:
                 print(f"{job.scan.path} -> {target}: {output}")
         print(f"dry run: nothing was written; {sum(len(job.outputs) for job in todo)} to do, {skipped} exist")
         return 0
-    if len(jobs) == 1 and todo:
-        _print_table(list(_run(pipeline, todo[0], arguments)))
-        return 0
-    return _run_all(pipeline, todo, skipped, arguments)
+    with _made_folders([job.outputs for job in todo]):
+        if len(jobs) == 1 and todo:
+            _print_table(list(_run(pipeline, todo[0], arguments)))
+            return 0
+        return _run_all(pipeline, todo, skipped, arguments)
 
 
 def _load(arguments: argparse.Namespace) -> "GalipPipeline":
@@ -189,10 +221,21 @@ def _run(
     """Translate one scan and write it to every target; yields each file written and its report."""
     from tqdm.auto import tqdm
 
+    from ..data.file_checks import GIB, has_suffix
     from ..data.scans import read_scan
+    from ..data.writers import check_fits
     from ..inference.translation import save_dicom, save_translations
 
-    volumes = read_scan(job.scan, axis=arguments.axis)
+    volumes = read_scan(
+        job.scan,
+        axis=arguments.axis,
+        uneven=arguments.uneven,
+        nan_background=arguments.nan_background,
+        max_size=round(arguments.max_size * GIB),
+    )
+    for output in job.outputs.values():
+        if has_suffix(output):
+            check_fits(volumes, output)
     slices = sum(len(volume.array) for volume in volumes)
     total = slices * len(job.outputs) * (2 if arguments.cycle_map else 1)
     with tqdm(total=total, unit="slice", desc=job.scan.name, leave=False, disable=None) as bar:
@@ -214,14 +257,16 @@ def _run(
     # With --skip-existing the scan is not there: what lies beside it is left over from a killed run.
     overwrite = arguments.overwrite or arguments.skip_existing
     for of_target, output in zip(zip(*translations, strict=True), job.outputs.values(), strict=True):
-        if arguments.figure:
-            of_target[0].save_figure(output.with_name(f"{_stem(output)}_figure.png"))
-        if _is_dicom_folder(output):
-            save_dicom(
-                of_target[0], output, keep_patient_tags=arguments.keep_patient_tags, overwrite=overwrite
-            )
+        if has_suffix(output):
+            save_translations(of_target, output, overwrite=overwrite, figure=arguments.figure)
         else:
-            save_translations(of_target, output, overwrite=overwrite)
+            save_dicom(
+                of_target[0],
+                output,
+                keep_patient_tags=arguments.keep_patient_tags,
+                overwrite=overwrite,
+                figure=arguments.figure,
+            )
         for translation in of_target:
             yield output, translation.report
 
@@ -265,21 +310,21 @@ def _targets(arguments: argparse.Namespace) -> list[str]:
     return names
 
 
-def _is_dicom_folder(output: Path) -> bool:
-    from ..data.readers import SUFFIXES
-
-    return not output.name.lower().endswith(SUFFIXES)
-
-
-def _stem(path: Path) -> str:
-    from ..data.readers import supported_suffix
-
-    return path.name if _is_dicom_folder(path) else path.name[: -len(supported_suffix(path))]
+def _selection(arguments: argparse.Namespace) -> dict[str, str]:
+    chosen: dict[str, str] = {}
+    for text in arguments.select or ():
+        keyword, sign, value = text.partition("=")
+        if not (keyword and sign and value) or keyword in chosen:
+            raise GalipError(
+                f"--select {text}: expected KEYWORD=VALUE such as EchoTime=80, each keyword once"
+            )
+        chosen[keyword] = value
+    return chosen
 
 
 def _suffix(scan: "ScanSource", wanted: str) -> str:
     """Of the outputs of a scan in a folder; none for a derived DICOM series, which is a folder itself."""
-    from ..data.readers import supported_suffix
+    from ..data.file_checks import supported_suffix
 
     if wanted == "dicom":
         if not scan.files:
@@ -291,40 +336,108 @@ def _suffix(scan: "ScanSource", wanted: str) -> str:
 
 
 def _plan(arguments: argparse.Namespace) -> list[_Job]:
-    """The jobs, with the output folder made. Scans have distinct names, so no two outputs are one file."""
-    from ..data.readers import SUFFIXES
+    """The jobs; GalipError for whatever their outputs would clash with."""
+    from ..data.file_checks import has_suffix
     from ..data.scans import find_scans
     from ..data.writers import check_output_path
 
-    scans, targets, output = find_scans(arguments.inputs), _targets(arguments), Path(arguments.output)
-    names_file = output.name.lower().endswith(SUFFIXES)
+    targets, output = _targets(arguments), Path(arguments.output)
+    scans = find_scans(arguments.inputs, select=_selection(arguments), output=output)
+    names_file = has_suffix(output)
     single = len(scans) == 1 and len(targets) == 1 and (names_file or not Path(arguments.inputs[0]).is_dir())
     if single and (names_file or (output.suffix and not output.is_dir())):
         checked = check_output_path(output, overwrite=arguments.overwrite or arguments.skip_existing)
-        return [_Job(scans[0], {targets[0]: checked})]
+        jobs = [_Job(scans[0], {targets[0]: checked})]
+        _check_outputs(jobs, arguments)
+        return jobs
     if names_file or output.is_file():
+        parts = [scan.series.part for scan in scans if scan.series and scan.series.part]
+        choice = f", or choose one of {', '.join(parts[:4])} with --select KEYWORD=VALUE" if parts else ""
         raise GalipError(
-            f"--output {output}: {len(scans)} scans to {len(targets)} targets need a folder; give its name"
+            f"--output {output}: {len(scans)} scans to {len(targets)} targets need a folder; give its "
+            f"name{choice}"
         )
     jobs = []
     for scan in scans:
         suffix = _suffix(scan, arguments.format)
         jobs.append(_Job(scan, {name: output / f"{scan.name}_{name}{suffix}" for name in targets}))
-    if not arguments.dry_run:
+    _check_outputs(jobs, arguments)
+    return jobs
+
+
+def _check_outputs(jobs: Sequence[_Job], arguments: argparse.Namespace) -> None:
+    """GalipError if an output, or a file written beside it, is an input, is written twice, or is there."""
+    from ..data.file_checks import COMPANIONS, companion, has_suffix
+    from ..data.writers import check_format
+    from ..inference.translation import outputs_of
+
+    inputs = set()
+    for job in jobs:
+        for file in job.scan.files or (job.scan.path,):
+            inputs.add(file.resolve())
+            if file.suffix.lower() in COMPANIONS:
+                inputs.add(Path(companion(file) or file).resolve())
+    owners: dict[str, Path] = {}  # without regard to case, as many file systems are
+    existing = []
+    for job in jobs:
+        for scan in job.outputs.values():
+            if has_suffix(scan):
+                check_format(scan)
+            _, files = outputs_of(scan, cycle=arguments.cycle_map, figure=arguments.figure)
+            for file in files:
+                owner = owners.setdefault(str(file).lower(), scan)
+                if owner != scan:
+                    raise GalipError(
+                        f"{file}: would be written for both {owner.name} and {scan.name}; rename an input, "
+                        "or translate them into two folders"
+                    )
+                if file.resolve() in inputs:
+                    raise GalipError(f"{file}: is an input, and would be replaced; choose another --output")
+            existing += _in_the_way(scan, files, arguments)
+    if existing:
+        others = f" (with {len(existing) - 1} more)" if len(existing) > 1 else ""
+        remedy = "rename or move it" if arguments.skip_existing else "give --overwrite or --skip-existing"
+        raise GalipError(f"{existing[0]}: already exists{others}; {remedy}")
+
+
+def _in_the_way(scan: Path, files: Sequence[Path], arguments: argparse.Namespace) -> list[Path]:
+    """Of the files that will be written for `scan` those that are there and may not be replaced."""
+    from ..data.dicom_writer import check_output_folder
+    from ..data.file_checks import has_suffix
+    from ..data.own_outputs import read_report, report_path
+
+    if arguments.overwrite:
+        if not has_suffix(scan) and scan.exists():
+            check_output_folder(scan, overwrite=True)
+        return []
+    present = [file for file in files if file.exists()]
+    if not arguments.skip_existing:
+        return present
+    if scan in present:
+        return []  # it is left, with what lies beside it
+    # A run killed while it renamed its outputs leaves the report of this very scan: all are written anew.
+    report = read_report(report_path(scan))
+    return [] if report is not None and report.get("output", scan.name) == scan.name else present
+
+
+@contextmanager
+def _made_folders(outputs: Sequence[dict[str, Path]]) -> Iterator[None]:
+    """Make the folders of the outputs; those that stay empty, as nothing could be translated, go again."""
+    made: list[Path] = []
+    for folder in {path.parent for paths in outputs for path in paths.values()}:
+        made += [parent for parent in (folder, *folder.parents) if not parent.exists()]
         try:
-            output.mkdir(parents=True, exist_ok=True)
+            folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise GalipError(
-                f"--output {output}: cannot be made ({error.strerror}); choose another"
+                f"--output {folder}: cannot be made ({error.strerror}); choose another"
             ) from None
-    if not (arguments.overwrite or arguments.skip_existing):
-        existing = [path for job in jobs for path in job.outputs.values() if path.exists()]
-        if existing:
-            raise GalipError(
-                f"{existing[0]}: already exists (with {len(existing) - 1} more); "
-                "give --overwrite or --skip-existing"
-            )
-    return jobs
+    try:
+        yield
+    finally:
+        for folder in sorted(made, key=lambda path: len(path.parts), reverse=True):
+            with suppress(OSError):
+                folder.rmdir()
 
 
 def _remaining(job: _Job, arguments: argparse.Namespace) -> _Job:

@@ -1,375 +1,279 @@
-"""DICOM series: files in, `Volume` out, and back as a series of derived images.
+"""DICOM series: files in, `Volume` out (`dicom_writer` has the way back).
 
 DICOM's world axes are LPS+ (PS3.3, C.7.6.2.1): x towards the patient's left, y posterior. A series becomes
 a `Volume` whose file axes are (columns, rows, slices), the slices sorted along their normal, under the RAS+
 affine that NIfTI has for the same scan; what is kept of each slice's header is `FileLayout.instances`.
+`dicom_series` finds the series, `dicom_pixels` reads a file, `dicom_geometry` puts slices in order.
 """
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import nibabel as nib
 import numpy as np
 
-from ..extras import require
 from ..model.errors import GalipError
 from .dicom_decoding import PixelDecoder
-from .readers import check_announced, check_file, corrupt_as_error
-from .volumes import Volume, checked_float32, nifti_layout, nifti_spacing
-
-SUFFIXES = (".dcm", ".dicom", ".ima")
-GEOMETRY = ("ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing")
-PATIENT_TAGS = (
-    *("PatientName", "PatientID", "IssuerOfPatientID", "PatientBirthDate"),
-    *("PatientSex", "PatientAge", "PatientSize", "PatientWeight", "StudyDate", "StudyTime", "StudyID"),
-    *("StudyDescription", "AccessionNumber", "ReferringPhysicianName"),
+from .dicom_geometry import (
+    SAME_POSITION,
+    interpolate_slices,
+    nifti_header,
+    normal_of,
+    numbers,
+    order_slices,
 )
-# Where the slice lies and how it was stored: says nothing of who was scanned.
-PLAIN_TAGS = (
-    *("Modality", "SliceThickness", "SpacingBetweenSlices", "PatientPosition", "BodyPartExamined"),
-    *("LossyImageCompression", "LossyImageCompressionRatio", "LossyImageCompressionMethod"),
-)
-_UIDS = ("SOPClassUID", "SOPInstanceUID", "StudyInstanceUID", "SeriesInstanceUID", "FrameOfReferenceUID")
-# In Enhanced multi-frame images these lie in sequences, one for all frames or one for each.
-_FUNCTIONAL_GROUPS = {
-    "PlanePositionSequence": ("ImagePositionPatient",),
-    "PlaneOrientationSequence": ("ImageOrientationPatient",),
-    "PixelMeasuresSequence": ("PixelSpacing", "SliceThickness", "SpacingBetweenSlices"),
-}
-# No coder makes a slice smaller than this share of its voxels; blank JPEG 2000 slices come closest.
-_COMPRESSION_RATIO, _SMALL_IMAGE = 4096, 1 << 24
-_SAME_DIRECTION, _SAME_POSITION, _UNEVEN = 1e-3, 1e-3, 0.1  # of unit vectors, in mm, of the slices' distance
+from .dicom_pixels import Slice, read_slices
+from .dicom_series import Series, find_series
+from .dicom_stacks import check_one_grid
+from .volumes import Volume, nifti_layout, nifti_spacing
+
+UNEVEN = ("refuse", "resample")
+_AIR_HU = -1000.0
+# These modalities measure: the values mean the same however they are to be shown.
+_MEASURED = ("CT", "PT", "NM")
 
 
-@dataclass(frozen=True)
-class Series:
-    """Files of one SeriesInstanceUID; `uid` is None for a file whose header cannot be read.
+def read_series(
+    series: Series | Sequence[Path], *, axis: str | None = None, uneven: str = "refuse", part: str = ""
+) -> Volume:
+    """Read one DICOM series: single-frame images, or frames of Enhanced multi-frame files.
 
-    `path` is the file, or the folder that holds them all; `label` tells apart series of one folder.
-    `modality` (CT, MR, …) and `description` (SeriesDescription, ProtocolName) are as the first file says.
-    """
+    - Rescale slope and intercept (or the Modality LUT) are applied: CT comes in HU.
+    - Padding (PixelPaddingValue, PixelPaddingRangeLimit) becomes air: -1000 HU in CT, elsewhere the smallest
+      value that is not padding, or 0 if that is lower.
+    - MONOCHROME1 images are inverted, so that air is dark; `Volume.to_source_array` inverts them back.
+    - Copies of an image are dropped; Siemens mosaics are cut into their slices.
 
-    path: Path
-    uid: str | None
-    label: str
-    files: tuple[Path, ...]
-    modality: str = ""
-    description: str = ""
-
-
-def is_dicom(path: Path) -> bool:
-    """Whether a file is DICOM by its suffix or its first bytes. DICOM often has no suffix at all."""
-    if path.name.lower().endswith(SUFFIXES):
-        return True
-    try:
-        with path.open("rb") as file:
-            return file.read(132)[128:] == b"DICM"
-    except OSError:
-        return False
-
-
-def dicom_files(files: Iterable[Path]) -> list[Path]:
-    """The DICOM files among some files; the index DICOMDIR is none of them."""
-    return [file for file in files if file.stem.upper() != "DICOMDIR" and is_dicom(file)]
-
-
-def find_series(files: Sequence[Path]) -> list[Series]:
-    """DICOM files grouped by SeriesInstanceUID, sorted by name; no pixels are read.
-
-    Raises:
-        GalipError: pydicom is not installed.
-    """
-    if not files:
-        return []
-    groups: dict[str, list[Path]] = {}
-    words: dict[str, tuple[str, str, str]] = {}
-    unreadable = []
-    for file in files:
-        try:
-            header = _read_header(file)
-            uid = str(header.SeriesInstanceUID)
-            description, protocol = (
-                str(header.get(tag, "")) for tag in ("SeriesDescription", "ProtocolName")
-            )
-            label = f"{header.get('SeriesNumber', '')}_{description}".strip("_") or "series"
-            said = label, str(header.get("Modality", "")), f"{description} {protocol}".strip()
-        except (GalipError, AttributeError):
-            unreadable.append(Series(file, None, file.name, (file,)))
-            continue
-        groups.setdefault(uid, []).append(file)
-        words.setdefault(uid, said)
-    folders = {uid: _common_folder(members) for uid, members in groups.items()}
-    series = []
-    for uid, members in groups.items():
-        alone = list(folders.values()).count(folders[uid]) == 1
-        path = members[0] if len(members) == 1 else folders[uid]
-        label, modality, description = words[uid]
-        series.append(
-            Series(path, uid, "" if alone else label, tuple(sorted(members)), modality, description)
-        )
-    return series + unreadable
-
-
-def _common_folder(files: Sequence[Path]) -> Path:
-    folder = files[0].parent
-    while not all(folder in file.parents for file in files):
-        folder = folder.parent
-    return folder
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """pydicom warns of each value that bends the standard, which many scanners' files do."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        yield
-
-
-def _read_header(path: Path) -> Any:
-    pydicom = require("pydicom", "dicom")
-    check_file(path)
-    tags = [
-        *("SeriesInstanceUID", "SeriesNumber", "SeriesDescription", "ProtocolName", "Modality"),
-        "SpecificCharacterSet",
-    ]
-    with corrupt_as_error(path), _quiet():
-        header = pydicom.dcmread(path, stop_before_pixels=True, specific_tags=tags, force=True)
-        for tag in tags:
-            header.get(tag)  # decodes the value, which may fail
-        return header
-
-
-def read_series(files: Sequence[Path], *, axis: str | None = None) -> Volume:
-    """Read the files of one DICOM series, or one Enhanced multi-frame file.
-
-    Rescale slope and intercept (or the Modality LUT) are applied: CT comes in HU. Transfer syntaxes: all
-    those pydicom decodes by itself or through GDCM (RLE, JPEG lossless, JPEG-LS, JPEG 2000, deflated).
+    What was assumed or mended is in `Volume.notes`. Transfer syntaxes: all those pydicom decodes by itself or
+    through GDCM (RLE, JPEG lossless, JPEG-LS, JPEG 2000, deflated).
 
     Args:
-        files: single-frame images at even distances along their normal (a tilted gantry is allowed), in any
-            order; or one multi-frame image with a position for each frame.
+        series: one of `find_series`; or the files of one series in any order.
         axis: `axial`, `coronal` or `sagittal` slices by the affine; None: axial, see `Volume`.
+        uneven: `refuse` slices at uneven distances, or `resample` them linearly to even ones.
+        part: of files that hold several stacks, which to read (`Series.part`).
 
     Raises:
         GalipError: a corrupt file, DICOM without a grey image or without geometry, data compressed in a way
             nothing installed decodes, files of several series, slices that are missing, double or differ in
-            size or orientation.
+            size or orientation, a mosaic whose tiles are not described.
     """
-    name = str(files[0] if len(files) == 1 else _common_folder(files))
-    headers: list[Any] = []
-    images: list[np.ndarray] = []
+    if uneven not in UNEVEN:
+        raise GalipError(f"uneven is {uneven!r}; expected {' or '.join(UNEVEN)}")
+    series = series if isinstance(series, Series) else _single_series(list(series), part)
+    name = str(series.path)
+    check_one_grid(series.frames)
+    slices = _read_all(series)
+    slices, notes = _without_copies(slices, name)
+    _check_mosaics(slices)
+    notes = [*series.notes, *notes, *_unit_notes(slices)]
+    order = order_slices([one.header for one in slices], [one.file.name for one in slices], name, uneven)
+    slices = [slices[index] for index in order.order]
+    padding_notes, inverted_at = _mend_values(slices)
+    headers = _with_study([one.header for one in slices])
+    if slices[0].guessed_direction:
+        notes.append(
+            "Siemens mosaic without a CSA header: its slices are taken to follow one another along the "
+            "normal of the image, which may be the wrong way round"
+        )
+    voxels = np.stack([one.image for one in slices]).transpose(2, 1, 0)
+    del slices
+    if order.places is not None:
+        voxels = interpolate_slices(voxels, order.places, np.arange(order.count, dtype=np.float64))
+        notes.append(
+            f"slices at uneven distances: {len(headers)} slices were resampled to {order.count}, "
+            f"{np.linalg.norm(order.step):g} mm apart; NIfTI and other files have these, a derived DICOM "
+            "series the source's positions"
+        )
+    layout = nifti_layout(nifti_header(headers[0], order.step, voxels.shape), name, axis)
+    layout = replace(
+        layout,
+        instances=tuple(headers),
+        instance_places=None if order.places is None else tuple(map(float, order.places)),
+        inverted_at=inverted_at,
+    )
+    return Volume(
+        array=layout.arrange(voxels),
+        path=Path(name),
+        spacing=nifti_spacing(layout),
+        source=layout,
+        notes=(*notes, *padding_notes),
+    )
+
+
+def _single_series(files: list[Path], part: str) -> Series:
+    """The one series that files are, or the stack of it named `part`."""
+    found = find_series(files)
+    chosen = [one for one in found if one.part == part] if part and len(found) > 1 else found
+    if len(chosen) == 1:
+        return chosen[0]
+    for one in found:
+        if not one.frames:
+            raise GalipError(f"{one.path}: not a readable DICOM file; copy it again")
+    if len({one.uid for one in found}) == 1:
+        parts = ", ".join(one.part or one.path.name for one in found[:4])
+        raise GalipError(f"{found[0].path}: holds {len(found)} stacks ({parts}); give one of them")
+    other = next(one for one in found if one.uid != found[0].uid)
+    raise GalipError(
+        f"{other.files[0]}: is of another series ({other.uid}) than {found[0].files[0].name} "
+        f"({found[0].uid}); give each series by itself"
+    )
+
+
+def _read_all(series: Series) -> list[Slice]:
+    wanted: dict[Path, set[int] | None] = {file: None for file in series.files}
+    for frame in series.frames:
+        if frame.number is not None:
+            wanted[frame.path] = (wanted[frame.path] or set()) | {frame.number}
+    slices: list[Slice] = []
     with PixelDecoder() as decoder:
-        for file in files:
-            for header, image in _read_frames(file, decoder):
-                headers.append(header)
-                images.append(image)
-                _check_same(headers[0], header, images[0], image, file)
-    order, step = _sorted_slices(headers, name)
-    headers = [headers[index] for index in order]
-    voxels = np.stack([images[index] for index in order]).transpose(2, 1, 0)
-    del images
-    layout = nifti_layout(_nifti_header(headers[0], step, voxels.shape), name, axis)
-    layout = replace(layout, instances=tuple(headers))
-    return Volume(array=layout.arrange(voxels), path=Path(name), spacing=nifti_spacing(layout), source=layout)
+        for file, frames in wanted.items():
+            slices += read_slices(file, decoder, None if frames is None else frozenset(frames))
+    return slices
 
 
-def _read_frames(path: Path, decoder: PixelDecoder) -> list[tuple[Any, np.ndarray]]:
-    """For each frame of a file, what is kept of its header and its values (rows, columns) float32."""
-    pydicom = require("pydicom", "dicom")
-    from pydicom.pixels import apply_modality_lut
+def _without_copies(slices: list[Slice], name: str) -> tuple[list[Slice], list[str]]:
+    """Drop images that are there twice: at one place, with the same pixels.
 
-    check_file(path)
-    with corrupt_as_error(path), _quiet():
-        dataset = pydicom.dcmread(path, force=path.name.lower().endswith(SUFFIXES))
-        _check_image(dataset, path)
-        compressed = dataset.file_meta.TransferSyntaxUID.is_encapsulated
-        stored = decoder.decode(path) if compressed else dataset.pixel_array
-        frames = []
-        count = int(dataset.get("NumberOfFrames") or 1)
-        for number, image in enumerate(stored.reshape(count, *stored.shape[-2:])):
-            groups = _frame_groups(dataset, number)
-            header = _kept(dataset, groups, path, number)
-            rescaled = apply_modality_lut(image, groups.get("PixelValueTransformationSequence", dataset))
-            frames.append((header, checked_float32(np.asarray(rescaled), f"{path}, frame {number + 1}")))
-    return frames
+    Raises:
+        GalipError: two images at one place with one SOPInstanceUID and different pixels.
+    """
+    normal = normal_of(numbers(slices[0].header, "ImageOrientationPatient"))
+    kept: dict[int, list[Slice]] = {}
+    copies = []
+    for one in slices:
+        place = float(numbers(one.header, "ImagePositionPatient") @ normal) / SAME_POSITION
+        near = [other for key in (-1, 0, 1) for other in kept.get(round(place) + key, [])]
+        for other in near:
+            if one.image.shape == other.image.shape and np.array_equal(one.image, other.image):
+                copies.append(one.file.name)
+                break
+            uid = one.header.get("SOPInstanceUID")
+            numbers_ = [s.header.get("ReferencedFrameNumber") for s in (one, other)]
+            if uid and uid == other.header.get("SOPInstanceUID") and numbers_[0] == numbers_[1]:
+                raise GalipError(
+                    f"{one.file}: has the SOPInstanceUID of {other.file.name} ({uid}) but other pixels; "
+                    f"remove the wrong one of the two from {name}"
+                )
+        else:
+            kept.setdefault(round(place), []).append(one)
+    if not copies:
+        return slices, []
+    listing = ", ".join(copies[:3]) + (", …" if len(copies) > 3 else "")
+    note = f"{len(copies)} of {len(slices)} images are exact copies of others and were left out ({listing})"
+    return [one for group in kept.values() for one in group], [note]
 
 
-def _check_image(dataset: Any, path: Path) -> None:
-    """Refuse what is no grey image, or cannot be decoded, before anything is decoded."""
-    from pydicom.pixels import get_decoder
-
-    kind = getattr(dataset.get("SOPClassUID"), "name", None) or "no SOP class"
-    if "PixelData" not in dataset:
-        raise GalipError(f"{path}: DICOM without an image ({kind}); expected CT, MR or other grey slices")
-    if dataset.get("SamplesPerPixel", 1) != 1 or not str(dataset.PhotometricInterpretation).startswith(
-        "MONO"
-    ):
+def _check_mosaics(slices: Sequence[Slice]) -> None:
+    """Refuse a single image that calls itself a mosaic and does not say of how many tiles."""
+    if len(slices) == 1 and slices[0].from_mosaic is None:
         raise GalipError(
-            f"{path}: is a colour image ({dataset.PhotometricInterpretation}); expected one grey value each"
+            f"{slices[0].file}: ImageType says MOSAIC (a volume's slices as the tiles of one Siemens image), "
+            "but neither (0019,100A) NumberOfImagesInMosaic nor the CSA header is there to say how many; "
+            "export it with private elements kept, or as single slices"
         )
-    syntax = dataset.file_meta.get("TransferSyntaxUID") if hasattr(dataset, "file_meta") else None
-    if syntax is None:  # no file meta information: pydicom has guessed the encoding from the bytes
-        implicit, little = dataset.original_encoding
-        syntax = _native_syntax(bool(implicit), bool(little))
-        dataset.file_meta.TransferSyntaxUID = syntax
-    try:
-        decoder = get_decoder(syntax)
-    except NotImplementedError:
-        raise GalipError(
-            f"{path}: compressed as {syntax.name}, which cannot be read; decompress it"
-        ) from None
-    if not decoder.is_available:
-        raise GalipError(
-            f"{path}: compressed as {syntax.name}, and nothing installed decodes it; "
-            "pip install 'galip-hf[dicom]', or decompress it"
-        )
-    count = int(dataset.get("NumberOfFrames") or 1)
-    if count > 1 and "PerFrameFunctionalGroupsSequence" not in dataset:
-        raise GalipError(
-            f"{path}: {count} frames without positions ({kind}); expected single slices or Enhanced"
-        )
-    announced = dataset.Rows * dataset.Columns * count * dataset.BitsAllocated // 8
-    if announced < 1:
-        raise GalipError(f"{path}: {count} frames of {dataset.Rows} x {dataset.Columns} pixels hold no image")
-    available = len(dataset.PixelData)
-    if syntax.is_encapsulated:
-        available = max(available * _COMPRESSION_RATIO, _SMALL_IMAGE)
-    check_announced(announced, available, path)
 
 
-def _native_syntax(implicit: bool, little: bool) -> Any:
-    from pydicom import uid
-
-    if not little:
-        return uid.ExplicitVRBigEndian
-    return uid.ImplicitVRLittleEndian if implicit else uid.ExplicitVRLittleEndian
-
-
-def _frame_groups(dataset: Any, number: int) -> dict[str, Any]:
-    """The functional groups (PS3.3, C.7.6.16) of a frame by name; none for a single-frame image."""
-    groups: dict[str, Any] = {}
-    for name, index in (("SharedFunctionalGroupsSequence", 0), ("PerFrameFunctionalGroupsSequence", number)):
-        sequence = dataset.get(name)
-        if sequence:
-            groups |= {
-                element.keyword: element.value[0]
-                for element in sequence[index]
-                if element.VR == "SQ" and element.value
-            }
-    return groups
-
-
-def _kept(dataset: Any, groups: dict[str, Any], path: Path, number: int) -> Any:
-    """A dataset of the tags that a derived series or the affine needs."""
-    from pydicom import Dataset
-
-    kept = Dataset()
-    for tag in (*_UIDS, *GEOMETRY, *PLAIN_TAGS, *PATIENT_TAGS):
-        if tag in dataset:
-            kept[tag] = dataset[tag]
-    for group, tags in _FUNCTIONAL_GROUPS.items():
-        for tag in tags:
-            if group in groups and tag in groups[group]:
-                kept[tag] = groups[group][tag]
-    for tag in ("SliceThickness", "SpacingBetweenSlices"):  # of use, but not needed
-        with suppress(ValueError, TypeError):
-            if np.isfinite(_numbers(kept, tag)).all():
-                continue
-        del kept[tag]
-    if int(dataset.get("NumberOfFrames") or 1) > 1:
-        kept.ReferencedFrameNumber = number + 1
-    for tag, length in zip(GEOMETRY, (3, 6, 2), strict=True):
-        values = _numbers(kept, tag)
-        if len(values) != length or not np.isfinite(values).all():
-            raise GalipError(
-                f"{path}: has no {tag} of {length} numbers, found {kept.get(tag, 'none')}; "
-                "its place in the patient is unknown"
-            )
-    if not (_numbers(kept, "PixelSpacing") > 0).all():
-        raise GalipError(f"{path}: PixelSpacing is {list(kept.PixelSpacing)}; expected sizes above 0 mm")
-    rows, columns = _numbers(kept, "ImageOrientationPatient").reshape(2, 3)
-    if not np.allclose([rows @ rows, columns @ columns, rows @ columns], [1, 1, 0], atol=_SAME_DIRECTION * 2):
-        raise GalipError(
-            f"{path}: ImageOrientationPatient {list(kept.ImageOrientationPatient)} is not two directions at "
-            "right angles; correct it"
-        )
-    return kept
-
-
-def _numbers(dataset: Any, tag: str) -> np.ndarray:
-    value = dataset.get(tag)
-    return np.array([] if value is None else value, dtype=np.float64).reshape(-1)
-
-
-def _check_same(first: Any, header: Any, first_image: np.ndarray, image: np.ndarray, path: Path) -> None:
-    """Refuse a file that is not of the same series and grid as the first."""
-    if header.get("SeriesInstanceUID") != first.get("SeriesInstanceUID"):
-        raise GalipError(
-            f"{path}: is of another series ({header.get('SeriesInstanceUID')}) than the files before it "
-            f"({first.get('SeriesInstanceUID')}); give each series by itself"
-        )
-    if image.shape != first_image.shape:
-        raise GalipError(f"{path}: has {image.shape} pixels, the slices before it {first_image.shape}")
-    for tag, tolerance in (("ImageOrientationPatient", _SAME_DIRECTION), ("PixelSpacing", _SAME_POSITION)):
-        if not np.allclose(_numbers(header, tag), _numbers(first, tag), rtol=0, atol=tolerance):
-            raise GalipError(
-                f"{path}: {tag} is {list(header[tag].value)}, that of the slices before it "
-                f"{list(first[tag].value)}; the series is no stack (a localiser?), so split it"
-            )
-
-
-def _sorted_slices(headers: Sequence[Any], name: str) -> tuple[np.ndarray, np.ndarray]:
-    """The order along the normal, and the step from slice to slice in LPS+, mm."""
-    rows, columns = _numbers(headers[0], "ImageOrientationPatient").reshape(2, 3)
-    normal = np.cross(rows, columns)
-    positions = np.array([_numbers(header, "ImagePositionPatient") for header in headers])
-    order = np.argsort(positions @ normal, kind="stable")
-    if len(headers) == 1:
-        thickness = [_numbers(headers[0], tag) for tag in ("SpacingBetweenSlices", "SliceThickness")]
-        usable = [
-            float(value[0]) for value in thickness if len(value) and np.isfinite(value[0]) and value[0] > 0
+def _unit_notes(slices: Sequence[Slice]) -> list[str]:
+    """What speaks against the values of a CT being HU."""
+    if slices[0].header.get("Modality") != "CT":
+        return []
+    missing = sum(not one.is_rescaled for one in slices)
+    types = {one.rescale_type for one in slices} - {"", "HU", "US"}  # US is unspecified: GDCM writes it
+    if missing:
+        return [
+            f"CT without RescaleSlope and RescaleIntercept ({missing} of {len(slices)} images): the stored "
+            f"values, from {min(float(one.image.min()) for one in slices):g} to "
+            f"{max(float(one.image.max()) for one in slices):g}, are taken as HU, which they may not be"
         ]
-        return order, normal * (usable[0] if usable else 1.0)
-    positions = positions[order]
-    places = positions @ normal
-    distances = np.diff(places)
-    double = np.flatnonzero(distances < _SAME_POSITION)
-    if len(double):
-        raise GalipError(
-            f"{name}: {len(double)} of {len(headers)} slices lie where another lies, the first at "
-            f"{places[double[0]]:g} mm; remove duplicates, or split the echoes or time points"
-        )
-    step = (positions[-1] - positions[0]) / (len(headers) - 1)
-    usual = float(np.median(distances))
-    strays = np.linalg.norm(positions - positions[0] - np.arange(len(headers))[:, None] * step, axis=1)
-    if strays.max() > _UNEVEN * usual or np.abs(distances - usual).max() > _UNEVEN * usual:
-        worst = int(np.argmax(np.abs(distances - usual)))
-        raise GalipError(
-            f"{name}: the slices are not evenly spaced: {distances[worst]:g} mm between those at "
-            f"{places[worst]:g} and {places[worst + 1]:g} mm, usually {usual:g} mm; are slices missing?"
-        )
-    return order, step
+    if types:
+        return [f"CT whose RescaleType is {', '.join(sorted(types))}: the values may not be HU"]
+    lowest = min(
+        float(one.image[~one.padding if one.padding is not None else ...].min(initial=np.inf))
+        for one in slices
+    )
+    if lowest >= 0:
+        return [f"CT whose smallest value is {lowest:g}: air would have -1000, so the values may not be HU"]
+    return []
 
 
-def _nifti_header(first: Any, step: np.ndarray, shape: tuple[int, ...]) -> nib.Nifti1Header:
-    rows, columns = _numbers(first, "ImageOrientationPatient").reshape(2, 3)
-    row_distance, column_distance = _numbers(first, "PixelSpacing")
-    # The first direction is that in which the column index grows, by the distance between columns.
-    lps = np.column_stack([rows * column_distance, columns * row_distance, step])
-    to_ras = np.diag([-1.0, -1.0, 1.0])
-    affine = nib.affines.from_matvec(to_ras @ lps, to_ras @ _numbers(first, "ImagePositionPatient"))
-    header = nib.Nifti1Header()
-    header.set_data_shape(shape)
-    header.set_data_dtype(np.float32)
-    header.set_xyzt_units("mm")
-    header.set_sform(affine, code="scanner")
-    header.set_qform(affine, code="scanner")
-    if not np.allclose(header.get_qform(), affine, atol=_SAME_POSITION):
-        header["qform_code"] = 0  # a tilted gantry: quaternions cannot say it
-    return header
+def _mend_values(slices: Sequence[Slice]) -> tuple[list[str], float | None]:
+    """Invert MONOCHROME1 images and make padding air, in place.
+
+    Returns notes, and `FileLayout.inverted_at`.
+    """
+    modality = str(slices[0].header.get("Modality") or "")
+    known = [one.image if one.padding is None else one.image[~one.padding] for one in slices]
+    known = [values for values in known if values.size]
+    if not known:
+        return [], None  # padding alone: nothing to compare it with
+    is_hu = modality == "CT" and all(one.is_rescaled for one in slices)
+    notes, inverted_at = [], None
+    if all(one.is_inverted for one in slices):
+        inverted_at = _inversion(slices, known, modality)
+        if inverted_at is None:
+            notes.append(
+                f"PhotometricInterpretation is MONOCHROME1, but the background of this {modality} has the "
+                "lowest values: it was not inverted"
+            )
+        else:
+            for one in slices:
+                one.image = inverted_at - one.image
+            known = [inverted_at - values for values in known]
+            notes.append(
+                f"PhotometricInterpretation is MONOCHROME1: translated as {inverted_at:g} minus the stored "
+                "values; translations on the input's scale are inverted back when written"
+            )
+    air = _AIR_HU if is_hu else min(0.0, *(float(values.min()) for values in known))
+    changed = total = 0
+    for one in slices:
+        total += one.image.size
+        if one.padding is not None:
+            changed += int((one.image[one.padding] != air).sum())
+            one.image = np.where(one.padding, np.float32(air), one.image)
+            one.padding = None
+    if changed:
+        notes.append(
+            f"padding (PixelPaddingValue), {changed / total:.1%} of the voxels, was taken as air "
+            f"({air:g}{' HU' if is_hu else ''})"
+        )
+    return notes, inverted_at
+
+
+def _inversion(slices: Sequence[Slice], known: Sequence[np.ndarray], modality: str) -> float | None:
+    """The number from which MONOCHROME1 values are subtracted; None where they are upright as stored.
+
+    Air, the darkest on the screen, has the highest stored values: they become 0 (-1000 HU in CT). The 99.9th
+    percentile stands for them, so that a burnt-in label does not shift the rest. Values that measure (HU,
+    activity) are inverted only where the border of the images, which is air, does have the high ones.
+    """
+    values = np.concatenate([part.ravel() for part in known])
+    highest = float(np.percentile(values, 99.9, method="higher"))
+    if modality in _MEASURED:
+        border = np.concatenate(
+            [np.r_[s.image[0], s.image[-1], s.image[:, 0], s.image[:, -1]] for s in slices]
+        )
+        if float(np.median(border)) < (float(values.min()) + highest) / 2:
+            return None
+    return highest + (_AIR_HU if modality == "CT" else 0.0)
+
+
+def _with_study(headers: list[Any]) -> list[Any]:
+    """Headers without a study or frame of reference get one, new and the same for all slices of the scan.
+
+    So derived series of two scans without UIDs never share a study.
+    """
+    from pydicom.uid import generate_uid
+
+    for tag in ("StudyInstanceUID", "FrameOfReferenceUID"):
+        if not headers[0].get(tag):
+            uid = generate_uid()
+            for header in headers:
+                setattr(header, tag, uid)
+    return headers
+
+
+__all__ = ["UNEVEN", "read_series"]

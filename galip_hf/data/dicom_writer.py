@@ -24,7 +24,8 @@ from ..extras import require
 from ..files import atomic_write
 from ..model.errors import GalipError
 from ..version import DISCLAIMER, __version__
-from .dicom import GEOMETRY, PATIENT_TAGS, PLAIN_TAGS
+from .dicom_geometry import interpolate_slices
+from .dicom_pixels import GEOMETRY, PATIENT_TAGS, PLAIN_TAGS
 from .volumes import Volume, checked_float32
 
 _LONGEST_DESCRIPTION = 64  # of a DICOM LO: characters, which some count as bytes
@@ -36,12 +37,13 @@ _STORAGE = {"CT": "1.2.840.10008.5.1.4.1.1.2", "MR": "1.2.840.10008.5.1.4.1.1.4"
 _SECONDARY_CAPTURE = "1.2.840.10008.5.1.4.1.1.7"
 # What the standard demands beside the pixels: empty where it may be, as a synthetic image has none of it.
 _DEMANDED: dict[str, dict[str, Any]] = {
-    "CT": {"KVP": None, "AcquisitionNumber": None},
+    "CT": {"KVP": None, "AcquisitionNumber": None, "PatientPosition": None},
     "MR": {
         **{"ScanningSequence": "RM", "SequenceVariant": "NONE", "ScanOptions": None},
         **{"MRAcquisitionType": None, "RepetitionTime": None, "EchoTime": None, "EchoTrainLength": None},
+        "PatientPosition": None,
     },
-    "OT": {"ConversionType": "WSD"},
+    "OT": {"ConversionType": "WSD", "PatientOrientation": None},
 }
 _IMAGE_TYPE = {"CT": ["AXIAL"], "MR": ["OTHER"], "OT": []}
 
@@ -78,7 +80,7 @@ def write_dicom_series(
             missing or cannot be written, or pydicom is not installed.
     """
     require("pydicom", "dicom")
-    folder = _checked_folder(Path(folder), overwrite)
+    folder = check_output_folder(Path(folder), overwrite)
     sources = volume.source.instances
     if not sources:
         raise GalipError(
@@ -87,9 +89,15 @@ def write_dicom_series(
         )
     array = checked_float32(volume.array, f"volume for {folder}")
     voxels = volume.with_array(array).to_source_array().reshape(volume.source.grid)
+    places = volume.source.instance_places
+    if places is not None:  # back to where the source's slices lie
+        grid = np.arange(voxels.shape[2], dtype=np.float64)
+        voxels = interpolate_slices(voxels, grid, np.array(places))
     stored, slope, intercept = _quantised(voxels)
     common = _common(sources[0], description, modality, keep_patient_tags)
     common.RescaleSlope, common.RescaleIntercept = slope, intercept
+    inverted = volume.source.inverted_at is not None
+    common.PhotometricInterpretation = "MONOCHROME1" if inverted else "MONOCHROME2"
     _set_window(common, voxels)
     try:
         with atomic_write(folder) as temporary:
@@ -104,7 +112,12 @@ def write_dicom_series(
     return folder
 
 
-def _checked_folder(folder: Path, overwrite: bool) -> Path:
+def check_output_folder(folder: Path, overwrite: bool) -> Path:
+    """Whether a derived series may be written to `folder`, before anything is computed for it; returns it.
+
+    Raises:
+        GalipError: it exists and may not be replaced, or the directory for it is missing or not writable.
+    """
     if folder.exists() and not overwrite:
         raise GalipError(
             f"{folder}: already exists; choose another name or allow overwriting "
@@ -162,7 +175,9 @@ def _common(source: Any, description: str, modality: str | None, keep_patient_ta
             new[tag] = source[tag]
     for tag in ("StudyInstanceUID", "FrameOfReferenceUID"):
         old = source.get(tag)
-        setattr(new, tag, old if keep_patient_tags and old else generate_uid(entropy_srcs=[_RUN, str(old)]))
+        # With the patient in it: archives exist in which two patients have one StudyInstanceUID.
+        entropy = [_RUN, str(old), str(source.get("PatientID"))]
+        setattr(new, tag, old if keep_patient_tags and old else generate_uid(entropy_srcs=entropy))
     if not keep_patient_tags:
         new.PatientIdentityRemoved = "YES"
         new.DeidentificationMethod = "galip_hf: new UIDs, only geometry of the source kept"
@@ -178,8 +193,9 @@ def _common(source: Any, description: str, modality: str | None, keep_patient_ta
     new.SeriesDescription = f"{short}: {DISCLAIMER}"
     new.DerivationDescription = f"{text[:900]}: {DISCLAIMER} (galip_hf {__version__})"
     new.RescaleType = "HU" if kind == "CT" else "US"
-    for tag, value in _DEMANDED[kind].items():
-        setattr(new, tag, value)
+    for tag, value in {"Laterality": None, **_DEMANDED[kind]}.items():
+        if tag not in new:
+            setattr(new, tag, value)
     return new
 
 
@@ -216,7 +232,7 @@ def _image(common: Any, source: Any, stored: np.ndarray, index: int, keep_patien
         if "ReferencedFrameNumber" in source:
             reference.ReferencedFrameNumber = source.ReferencedFrameNumber
         image.SourceImageSequence = [reference]
-    image.SamplesPerPixel, image.PhotometricInterpretation = 1, "MONOCHROME2"
+    image.SamplesPerPixel = 1
     image.Rows, image.Columns = stored.shape
     image.BitsAllocated, image.BitsStored, image.HighBit, image.PixelRepresentation = 16, 16, 15, 0
     image.PixelData = np.ascontiguousarray(stored, dtype="<u2").tobytes()
@@ -224,4 +240,4 @@ def _image(common: Any, source: Any, stored: np.ndarray, index: int, keep_patien
     return image
 
 
-__all__ = ["write_dicom_series"]
+__all__ = ["check_output_folder", "write_dicom_series"]

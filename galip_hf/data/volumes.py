@@ -8,6 +8,9 @@ and its file axes are matched to the closest world axes (`nibabel.orientations.i
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -16,8 +19,10 @@ import nibabel as nib
 import numpy as np
 
 from ..model.errors import GalipError
+from .file_checks import corrupt_as_error
 
 METRE, MICROMETRE = 1, 3  # codes in the low three bits of NIfTI's xyzt_units; all others are taken as mm
+SMALLEST_VOXEL, LARGEST_VOXEL = 1e-4, 1e3  # mm; sizes beyond these are errors of the header
 AXES = {
     "sagittal": 0,
     "coronal": 1,
@@ -34,8 +39,15 @@ class FileLayout:
         grid: the same as three axes: an axis of 1 added to a 2-D array, trailing axes of 1 removed.
         axes: the axis of `grid` which becomes slices, rows and columns.
         flips: whether slices, rows and columns run against the file's axis.
-        header: the NIfTI header (for DICOM one that says the same), None for a file without geometry.
+        header: the NIfTI header (for other formats with geometry one that says the same), None for a file
+            without geometry.
         instances: for DICOM, what is kept of each slice's header, along the grid's third axis.
+        instance_places: for DICOM slices that were resampled to even distances, where each of `instances`
+            lies along the third axis, in slices from the first; None where instance k is slice k.
+        inverted_at: for DICOM whose lowest value is white (MONOCHROME1), the number that values in the file
+            and in memory add up to; None for all else.
+        exact_affine: the affine of a format that stores more digits than NIfTI's float32, None for others.
+        largest_grey: of a picture of whole numbers, 255 or 65535 (PNG, TIFF); None for any other file.
     """
 
     shape: tuple[int, ...]
@@ -44,11 +56,24 @@ class FileLayout:
     flips: tuple[bool, bool, bool] = (False, False, False)
     header: nib.Nifti1Header | None = None
     instances: tuple[Any, ...] = ()
+    instance_places: tuple[float, ...] | None = None
+    inverted_at: float | None = None
+    exact_affine: np.ndarray | None = None
+    largest_grey: int | None = None
 
     @property
     def affine(self) -> np.ndarray | None:
         """(4, 4) float64, file voxel indices to RAS+ world coordinates; None for a file without geometry."""
+        if self.exact_affine is not None:
+            return self.exact_affine
         return None if self.header is None else self.header.get_best_affine()
+
+    @property
+    def affine_mm(self) -> np.ndarray | None:
+        """`affine` in mm, whatever the header's unit of length."""
+        if self.affine is None or self.header is None:
+            return self.affine
+        return np.diag([*[_millimetres(self.header)] * 3, 1.0]) @ self.affine
 
     def arrange(self, data: np.ndarray) -> np.ndarray:
         """The file's array, of `shape`, as a contiguous (S, H, W) array in display order."""
@@ -89,21 +114,23 @@ class Volume:
     notes: tuple[str, ...] = ()
 
     @classmethod
-    def from_array(cls, array: np.ndarray) -> Volume:
-        """A volume without geometry from (S, H, W), or one slice from (H, W).
+    def from_array(cls, array: np.ndarray, *, nan_background: bool = False) -> Volume:
+        """A volume without geometry from (S, H, W), or one slice from (H, W); NaN as in `volumes_of`.
 
         Raises:
             GalipError: other ranks, an empty axis, complex or non-numeric data, NaN or infinite values.
         """
-        data = checked_float32(np.asarray(array), "array")
-        layout = slices_first_layout(data.shape, "array")
-        return cls(array=layout.arrange(data), path=None, spacing=(1.0, 1.0, 1.0), source=layout)
+        data = np.asarray(array)
+        decoded = Decoded([data], slices_first_layout(data.shape, "array"))
+        return volumes_of(decoded, None, "array", nan_background=nan_background)[0]
 
-    def with_array(self, array: np.ndarray) -> Volume:
+    def with_array(self, array: np.ndarray, *, own_scale: bool = False) -> Volume:
         """The same geometry with new values.
 
         Args:
             array: (S, H, W), the shape of `self.array`; stored as float32.
+            own_scale: the values are not on the scale of this volume (HU made from MR, differences), so they
+                are written as they are even if this volume's file has inverted grey values.
 
         Raises:
             GalipError: the shape differs, or the data are not real numbers.
@@ -114,7 +141,10 @@ class Volume:
                 f"array: shape {data.shape} does not match the volume's {self.array.shape}; "
                 "give one value for each voxel, as (slices, rows, columns)"
             )
-        return replace(self, array=np.ascontiguousarray(_real(data, "array"), dtype=np.float32))
+        source = replace(self.source, inverted_at=None) if own_scale else self.source
+        return replace(
+            self, array=np.ascontiguousarray(_real(data, "array"), dtype=np.float32), source=source
+        )
 
     @property
     def plane(self) -> str | None:
@@ -135,15 +165,83 @@ class Volume:
         header = self.source.header
         if header is None or self.plane == plane or sum(length > 1 for length in self.source.grid) < 3:
             return self
-        layout = replace(
-            nifti_layout(header, str(self.path or "scan"), plane), instances=self.source.instances
-        )
-        array = layout.arrange(self.to_source_array())
+        found = nifti_layout(header, str(self.path or "scan"), plane)
+        layout = replace(self.source, axes=found.axes, flips=found.flips)
+        array = layout.arrange(self.source.restore(self.array))
         return replace(self, array=array, spacing=nifti_spacing(layout), source=layout)
 
     def to_source_array(self) -> np.ndarray:
-        """`array` put back in the axis order and shape of the file."""
-        return self.source.restore(self.array)
+        """`array` put back in the axis order and shape of the file, and on its grey scale (MONOCHROME1)."""
+        restored = self.source.restore(self.array)
+        return restored if self.source.inverted_at is None else np.float32(self.source.inverted_at) - restored
+
+
+@dataclass(frozen=True)
+class Decoded:
+    """What a reader found in one file.
+
+    Attributes:
+        parts: the volumes in turn, each of `layout.shape`, made when asked for.
+        layout: of each of them.
+        notes: what the reader had to assume or mend, a sentence each.
+    """
+
+    parts: Iterable[np.ndarray]
+    layout: FileLayout
+    notes: tuple[str, ...] = ()
+
+
+def volumes_of(
+    decoded: Decoded, path: Path | None, name: str, *, nan_background: bool = False
+) -> list[Volume]:
+    """The volumes of a file as float32, one after another, so that a series is never in memory twice.
+
+    Args:
+        path: the file, None for data made in memory.
+        name: the file or argument the messages start with.
+        nan_background: take NaN as air: 0, or the lowest finite value of the volume where that is negative.
+
+    Raises:
+        GalipError: as `checked_float32`.
+    """
+    layout = decoded.layout
+    spacing = (1.0, 1.0, 1.0) if layout.header is None else nifti_spacing(layout)
+    volumes = []
+    for number, data in enumerate(_guarded(decoded.parts, name)):
+        notes = decoded.notes
+        part = name if number == 0 else f"{name}, volume {number}"
+        if nan_background and data.dtype.kind == "f":
+            data, note = _nan_as_air(data, part)
+            notes += note
+        array = layout.arrange(checked_float32(data, part))
+        volumes.append(Volume(array=array, path=path, spacing=spacing, source=layout, notes=notes))
+    return volumes
+
+
+def _guarded(parts: Iterable[np.ndarray], name: str) -> Iterator[np.ndarray]:
+    """The parts, with what their decoding raises as one line."""
+    iterator = iter(parts)
+    while True:
+        with corrupt_as_error(Path(name)):
+            try:
+                part = np.asanyarray(next(iterator))
+            except StopIteration:
+                return
+        yield part
+
+
+def _nan_as_air(data: np.ndarray, name: str) -> tuple[np.ndarray, tuple[str, ...]]:
+    missing = np.isnan(data)
+    count = int(missing.sum())
+    if not count:
+        return data, ()
+    if count == data.size:
+        raise GalipError(f"{name}: all {count} voxels are NaN; expected an image")
+    air = min(0.0, float(np.nanmin(data)))
+    if not math.isfinite(air):
+        return data, ()  # `checked_float32` names the infinite voxels
+    filled = np.where(missing, data.dtype.type(air), data)
+    return filled, (f"{count} of {data.size} voxels are NaN and were taken as air ({air:g}).",)
 
 
 def checked_float32(data: np.ndarray, name: str) -> np.ndarray:
@@ -168,7 +266,8 @@ def checked_float32(data: np.ndarray, name: str) -> np.ndarray:
         first = tuple(int(index) for index in np.argwhere(bad)[0])
         raise GalipError(
             f"{name}: {int(bad.sum())} of {bad.size} voxels are NaN, infinite or beyond float32, "
-            f"the first at index {first} of shape {values.shape}; replace them with finite values"
+            f"the first at index {first} of shape {values.shape}; replace them with finite values, or take "
+            "NaN as air with --nan-background (nan_background=True)"
         )
     return values
 
@@ -191,6 +290,31 @@ def slices_last_layout(shape: tuple[int, ...], name: str) -> FileLayout:
         )
     rows, columns, slices = shape if len(shape) == 3 else (*shape, 1)
     return FileLayout(shape=shape, grid=(rows, columns, slices), axes=(2, 0, 1))
+
+
+@contextmanager
+def quiet_nibabel() -> Iterator[None]:
+    """Hold back nibabel's remarks on headers. Its own `LoggingOutputSuppressor` takes its handler away, but
+    then Python's handler of last resort prints them."""
+    logger = nib.imageglobals.logger
+    before, logger.disabled = logger.disabled, True
+    try:
+        yield
+    finally:
+        logger.disabled = before
+
+
+def geometry_header(shape: tuple[int, ...], affine: np.ndarray) -> nib.Nifti1Header:
+    """A NIfTI header for a grid: `affine` (4, 4) from voxel indices to RAS+, in mm."""
+    header = nib.Nifti1Header()
+    header.set_data_shape(shape)
+    header.set_data_dtype(np.float32)
+    header.set_xyzt_units("mm")
+    header.set_sform(affine, code="scanner")
+    header.set_qform(affine, code="scanner")
+    if not np.allclose(header.get_qform(), affine, rtol=0, atol=1e-3):
+        header["qform_code"] = 0  # a sheared grid (a tilted gantry): quaternions cannot say it
+    return header
 
 
 def nifti_layout(header: nib.Nifti1Header, name: str, axis: str | None = None) -> FileLayout:
@@ -249,7 +373,8 @@ def checked_axis(axis: str) -> int:
 def _checked_affine(header: nib.Nifti1Header, rank: int, name: str) -> np.ndarray:
     """The header's affine, with all that makes it meaningless refused."""
     sizes = [float(size) for size in header["pixdim"][1 : 1 + rank]]
-    if not all(np.isfinite(size) and size != 0 for size in sizes):
+    # Where there is an sform, nothing is computed from these.
+    if int(header["sform_code"]) == 0 and not all(np.isfinite(size) and size != 0 for size in sizes):
         raise GalipError(f"{name}: the voxel size {sizes} (pixdim) has a zero or is not finite; correct it")
     for form in ("qform_code", "sform_code"):
         if int(header[form]) not in nib.nifti1.xform_codes.value_set():
@@ -261,6 +386,12 @@ def _checked_affine(header: nib.Nifti1Header, rank: int, name: str) -> np.ndarra
         )
     # Lengths are divided out: voxels of 0.001 x 1 x 1 are anisotropic, not singular.
     lengths = nib.affines.voxel_sizes(affine)
+    in_mm = lengths * _millimetres(header)
+    if lengths.all() and not ((in_mm >= SMALLEST_VOXEL) & (in_mm <= LARGEST_VOXEL)).all():
+        raise GalipError(
+            f"{name}: the voxels measure {' x '.join(f'{size:g}' for size in in_mm)} mm; expected sizes "
+            f"between {SMALLEST_VOXEL:g} and {LARGEST_VOXEL:g} mm, so correct the header"
+        )
     if not lengths.all() or np.linalg.matrix_rank(affine[:3, :3] / lengths) < 3:
         raise GalipError(
             f"{name}: the affine {affine[:3].tolist()} is not invertible; correct the file's sform or qform"
@@ -270,10 +401,13 @@ def _checked_affine(header: nib.Nifti1Header, rank: int, name: str) -> np.ndarra
 
 def nifti_spacing(layout: FileLayout) -> tuple[float, float, float]:
     """mm between slices, rows and columns of a NIfTI layout, from its affine and spatial unit."""
-    assert layout.header is not None
-    scale = {METRE: 1000.0, MICROMETRE: 0.001}.get(int(layout.header["xyzt_units"]) % 8, 1.0)
-    sizes = nib.affines.voxel_sizes(layout.affine) * scale
+    sizes = nib.affines.voxel_sizes(layout.affine_mm)
     return (float(sizes[layout.axes[0]]), float(sizes[layout.axes[1]]), float(sizes[layout.axes[2]]))
+
+
+def _millimetres(header: nib.Nifti1Header) -> float:
+    """mm in the header's unit of length."""
+    return {METRE: 1000.0, MICROMETRE: 0.001}.get(int(header["xyzt_units"]) % 8, 1.0)
 
 
 def _real(data: np.ndarray, name: str) -> np.ndarray:

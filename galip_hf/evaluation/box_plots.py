@@ -8,14 +8,17 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-SHORT = {"model": "model", "copy": "copy", "histogram": "hist.", "mean": "mean"}
+SHORT = {"model": "model", "copy": "copy", "histogram": "hist.", "mean": "mean", "lookup": "lookup"}
 INK_SENTINEL = "#123456"  # becomes currentColor in the SVG
+
+
+FEWEST_FOR_BOX = 6  # scores; quartiles of fewer are mere interpolation, so there are dots alone
 
 
 def box_plot(
     direction: str, values: Mapping[str, Mapping[str, list[float]]], limits: Mapping[str, tuple[float, float]]
 ) -> str:
-    """An inline SVG: PSNR and SSIM of every candidate, a dot a subject.
+    """An inline SVG: PSNR and SSIM of every candidate, a dot a subject, and boxes from six subjects on.
 
     Args:
         direction: "T1->T2", the heading.
@@ -26,7 +29,7 @@ def box_plot(
     from matplotlib.backends.backend_svg import FigureCanvasSVG
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(4.0, 2.4), layout="constrained")
+    figure = Figure(figsize=(4.4, 2.4), layout="constrained")
     FigureCanvasSVG(figure)
     figure.patch.set_alpha(0)
     figure.suptitle(direction.replace("->", " → "), fontsize=10, color=INK_SENTINEL)
@@ -49,15 +52,16 @@ def _draw_boxes(axes: "Axes", values: Mapping[str, Sequence[float]]) -> None:
     ink = {"color": INK_SENTINEL, "linewidth": 0.8}
     for position, (candidate, scores) in enumerate(values.items()):
         colour = "#4c8fd6" if candidate == "model" else "#9aa2ab"
-        if len(scores) > 1:
+        boxed = len(scores) >= FEWEST_FOR_BOX
+        if boxed:
             axes.boxplot(
                 [scores], positions=[position], widths=0.55, patch_artist=True, showfliers=False,
                 boxprops={"facecolor": colour, "edgecolor": INK_SENTINEL, "linewidth": 0.8, "alpha": 0.6},
                 medianprops=ink | {"linewidth": 1.4}, whiskerprops=ink, capprops=ink,
             )  # fmt: skip
         axes.plot(
-            [position] * len(scores), scores, "o", markersize=2.5 if len(scores) > 1 else 5,
-            color=INK_SENTINEL, markeredgewidth=0, alpha=0.65,
+            [position] * len(scores), scores, "o", markersize=2.5 if boxed else 5,
+            color=INK_SENTINEL if boxed else colour, markeredgewidth=0, alpha=0.65,
         )  # fmt: skip
     axes.set_xticks(range(len(values)), [SHORT[candidate] for candidate in values])
     axes.set_xlim(-0.6, len(values) - 0.4)

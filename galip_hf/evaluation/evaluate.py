@@ -1,12 +1,12 @@
 """Evaluation of a translator on paired test subjects: per subject first, then per direction, with baselines.
 
 A PSNR alone says little: copying the source of a registered pair already scores respectably. Every table
-therefore holds, under the same protocols, the copy of the source, the source histogram-matched to the target
-domain's training slices, and the mean training slice of the target domain.
+therefore holds, under the same protocols, the baselines of `galip_hf.evaluation.baselines`: copy of the
+source, matched histogram, mean training slice, and the best lookup table from source to target intensity.
 """
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from itertools import permutations
@@ -16,14 +16,15 @@ import numpy as np
 from tqdm import tqdm
 
 from ..model.errors import GalipError
-from .baselines import histogram_reference, mean_slice
+from .baselines import histogram_reference, lookup_tables, mean_slice
 from .metrics import Window
+from .panels import Panels
 from .report import build_report
-from .score_subject import Predict, SubjectScores, Task, score_subject
+from .score_subject import Given, Predict, SubjectScores, Task, score_subject
 
 if TYPE_CHECKING:
     from ..clip.backbone import ClipBackbone
-    from ..data.paired_subjects import FolderSubjects
+    from ..data.folder_subjects import FolderSubjects
 
 Translate = Callable[[np.ndarray, str, str], np.ndarray]
 _IN_FLIGHT = 2  # subjects: while one is read or translated, the other is scored
@@ -37,11 +38,15 @@ def evaluate(
     domains: Sequence[str],
     ct_windows: Mapping[str, Window] | None = None,
     names: Sequence[str] | None = None,
+    training_pairs: Sequence[Mapping[str, np.ndarray]] = (),
+    mask_of: Callable[[int], np.ndarray | None] = lambda index: None,
     backbone: "ClipBackbone | None" = None,
     baselines: bool = True,
+    measures: Collection[str] = (),
+    panels: Panels | None = None,
     progress: bool = True,
 ) -> dict[str, Any]:
-    """Scores every direction between the domains, for the translator and for three trivial baselines.
+    """Scores every direction between the domains, for the translator and for the baselines.
 
     Two subjects are in memory at a time, one read or translated while the other is scored: a lazy sequence
     (`data.paired_subjects`) keeps the memory flat. `translate` is never called twice at the same time, but
@@ -58,8 +63,14 @@ def evaluate(
         domains: the domains, two or more; `training_slices` must hold each.
         ct_windows: CT domain -> (HU at 0, HU at 1). These are scored in HU under `FIXED`; all others are MR.
         names: of the subjects, in their order; by default they are counted from 0.
+        training_pairs: registered training subjects, as `subjects`: the baseline "lookup" is fitted with
+            them, in the directions that they have. They must not be test subjects.
+        mask_of: number of a subject -> (S, H, W) bool, its body; None: it is measured
+            (`galip_hf.foreground`).
         backbone: for FID and KID, from its embeddings of the slices; None leaves them out.
         baselines: score the baselines too; without them a second model on the same data takes less time.
+        measures: more of them, of `more_measures.MEASURES_ON_REQUEST`; "synthrad2025" for CT.
+        panels: gets pictures of each subject's worst slice.
         progress: show a progress bar (never when stderr is not a terminal).
 
     Returns:
@@ -78,7 +89,12 @@ def evaluate(
             pair at all; the message names the subject and the direction.
     """
     task = Task(
-        list(permutations(domains, 2)), dict(ct_windows or {}), baselines=baselines, backbone=backbone
+        list(permutations(domains, 2)),
+        dict(ct_windows or {}),
+        baselines=baselines,
+        measures=frozenset(measures),
+        panels=panels,
+        backbone=backbone,
     )
     _check_domains(domains, task.windows)
     if training_slices is not None:
@@ -86,13 +102,16 @@ def evaluate(
         if baselines:
             task.histogram_references = {d: histogram_reference(training_slices[d]) for d in domains}
         task.mean_slices = {d: mean_slice(d, training_slices[d]) for d in domains}
+    if baselines:
+        task.lookup_tables = lookup_tables(training_pairs, task.directions)
 
     def work() -> Iterator[Callable[[], SubjectScores]]:
         for index, subject in enumerate(subjects):
             name = index if names is None else names[index]
             _check_subject(name, subject, domains, task.mean_slices)
             predict = None if translate is None else _apply(translate, subject)
-            yield partial(score_subject, name, subject, task, predict)
+            given = Given(mask_of(index))
+            yield partial(score_subject, name, subject, task, predict, given)
 
     total = len(subjects) if isinstance(subjects, Sequence) else None
     return _collect(work(), task, total, progress)
@@ -106,6 +125,8 @@ def evaluate_folders(
     ct_windows: Mapping[str, Window] | None = None,
     backbone: "ClipBackbone | None" = None,
     baselines: bool = True,
+    measures: Collection[str] = (),
+    panels: Panels | None = None,
     progress: bool = True,
 ) -> dict[str, Any]:
     """As `evaluate`, for predictions that lie in a folder, from any system: one direction, `domains`.
@@ -120,12 +141,22 @@ def evaluate_folders(
         dict(ct_windows or {}),
         sources=subjects.has_sources,
         baselines=baselines,
+        measures=frozenset(measures),
+        panels=panels,
         backbone=backbone,
     )
 
     def work() -> Iterator[Callable[[], SubjectScores]]:
         for index, name in enumerate(subjects.names):
-            yield partial(score_subject, name, subjects[index], task, _read(subjects, index, system))
+            subject = subjects[index]
+            given = Given(
+                subjects.mask(index),
+                subjects.lesions(index),
+                subjects.labels(index, system),
+                subjects.spacing(index),
+            )
+            yield partial(score_subject, name, subject, task, _read(subjects, index, system), given)
+            del subject, given
 
     return _collect(work(), task, len(subjects), progress)
 

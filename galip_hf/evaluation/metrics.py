@@ -128,6 +128,10 @@ class FixedTarget:
     high: float
     clipped: bool
 
+    def scaled(self, prediction: np.ndarray) -> np.ndarray:
+        """A prediction, (S, H, W) in the target's units, in those of `values`."""
+        return _scaled(prediction, self.low, self.high, clip=self.clipped)
+
     def scores(self, prediction: np.ndarray) -> dict[str, Scores]:
         """Scores of a prediction, (S, H, W) in the target's units: {"masked": Scores, "full": Scores}.
 
@@ -211,6 +215,23 @@ def fixed_scores(
     return fixed_target(target, modality=modality, window=window, mask=mask).scores(prediction)
 
 
+def mean_gradient(volume: np.ndarray, mask: np.ndarray) -> float:
+    """Mean gradient magnitude (2-D, in the slices) of a (S, H, W) volume inside a (S, H, W) bool mask."""
+
+    def inside(index: int) -> np.ndarray:
+        return np.hypot(*np.gradient(np.asarray(volume[index], np.float64)))[mask[index]]
+
+    return float(np.concatenate(_each_slice(inside, len(mask))).mean())
+
+
+def mean_step(volume: np.ndarray, mask: np.ndarray) -> float | None:
+    """Mean |difference| of neighbouring slices, (S, H, W), inside the mask of both; None without such."""
+    both = mask[1:] & mask[:-1]
+    if not both.any():
+        return None
+    return float(np.abs(np.diff(np.asarray(volume, np.float64), axis=0))[both].mean())
+
+
 def sharpness_ratio(prediction: np.ndarray, target: np.ndarray, mask: np.ndarray) -> float | None:
     """Mean gradient magnitude (2-D, in the slices) inside the mask, prediction over target.
 
@@ -221,14 +242,7 @@ def sharpness_ratio(prediction: np.ndarray, target: np.ndarray, mask: np.ndarray
         prediction, target: (S, H, W), S any, H and W at least 2.
         mask: (S, H, W) bool, the subject's body.
     """
-
-    def strength(side: np.ndarray) -> float:
-        def inside(index: int) -> np.ndarray:
-            return np.hypot(*np.gradient(np.asarray(side[index], np.float64)))[mask[index]]
-
-        return float(np.concatenate(_each_slice(inside, len(mask))).mean())
-
-    strengths = strength(prediction), strength(target)
+    strengths = mean_gradient(prediction, mask), mean_gradient(target, mask)
     return strengths[0] / strengths[1] if strengths[1] > 0 else None
 
 
@@ -242,14 +256,8 @@ def slice_consistency(prediction: np.ndarray, target: np.ndarray, mask: np.ndarr
         prediction, target: (S, H, W).
         mask: (S, H, W) bool, the subject's body.
     """
-    both = mask[1:] & mask[:-1]
-    if not both.any():
-        return None
-    steps = [
-        float(np.abs(np.diff(np.asarray(side, np.float64), axis=0))[both].mean())
-        for side in (prediction, target)
-    ]
-    return steps[0] / steps[1] if steps[1] > 0 else None
+    ours, theirs = mean_step(prediction, mask), mean_step(target, mask)
+    return ours / theirs if ours is not None and theirs else None
 
 
 def slice_psnr(prediction: np.ndarray, target: np.ndarray) -> float:

@@ -15,9 +15,10 @@ import numpy as np
 from ..files import atomic_write
 from ..version import __version__
 from .metrics import FIXED, PAPER, Window
+from .more_measures import GROUP_MEANINGS
 from .significance import compare, spread
 
-BASELINES = ("copy", "histogram", "mean")
+BASELINES = ("copy", "histogram", "mean", "lookup")
 MEASURES = ("psnr", "ssim", "mae")
 REGIONS = {"paper": ("full",), "fixed": ("masked", "full")}
 PERCEPTUAL = ("sharpness_ratio", "slice_consistency")
@@ -45,7 +46,7 @@ def build_report(
         protocols[protocol.name] = {"version": protocol.version, "description": protocol.description}
         for region in REGIONS[protocol.name]:
             tables = {
-                c: {d: _cell([s[c][protocol.name][region] for s in scored[d]]) for d in directions}
+                c: {d: _cell([s[c][protocol.name][region] for s in scored[d] if c in s]) for d in directions}
                 for c in candidates
             }
             protocols[protocol.name][region] = {
@@ -61,6 +62,7 @@ def build_report(
             d: _collapse(scores) for d, scores in modelled.items() if "mae_to_source" in scores[0]
         },
         "perceptual": {d: _perceptual(scores) for d, scores in modelled.items()},
+        "measures": _measures(modelled),
         "subjects": len(per_subject),
         "slices": sum(entry["slices"] for entry in per_subject),
         "skipped_slices": {
@@ -85,6 +87,21 @@ def _perceptual(scores: list[dict[str, Any]]) -> dict[str, Any]:
     for measure in PERCEPTUAL:
         cell |= spread([score[measure] for score in scores if score[measure] is not None], measure)
     return cell
+
+
+def _measures(modelled: Mapping[str, list[dict[str, Any]]]) -> dict[str, Any]:
+    """Group -> its meaning, and direction -> name -> spread over subjects with `n`."""
+    groups: dict[str, Any] = {}
+    for direction, scores in modelled.items():
+        for group in dict.fromkeys(name for score in scores for name in score["measures"]):
+            says, blind_to = GROUP_MEANINGS[group]
+            tables = groups.setdefault(group, {"says": says, "blind_to": blind_to, "directions": {}})
+            its = [score["measures"].get(group, {}) for score in scores]
+            cells = tables["directions"][direction] = {}
+            for name in dict.fromkeys(name for values in its for name in values):
+                numbers = [values[name] for values in its if values.get(name) is not None]
+                cells[name] = {"n": len(numbers), **spread(numbers, "value")}
+    return groups
 
 
 def _summary(table: Mapping[str, Any]) -> dict[str, Any]:

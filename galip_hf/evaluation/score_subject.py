@@ -10,8 +10,11 @@ import numpy as np
 
 from ..foreground import body_mask
 from ..model.errors import GalipError
-from .baselines import Histogram, RankedImage
+from .baselines import Histogram, LookupTable, RankedImage
+from .displacement import displacement
+from .lesions import lesion_scores
 from .metrics import (
+    PSNR_CEILING,
     FixedTarget,
     Scores,
     Window,
@@ -20,10 +23,15 @@ from .metrics import (
     sharpness_ratio,
     slice_consistency,
 )
+from .more_measures import Group, similarity_groups
 from .report import MEASURES
+from .segmentations import segmentation_scores
+from .synthrad import synthrad_scores
+from .tissue_classes import ct_tissue_errors
 
 if TYPE_CHECKING:
     from ..clip.backbone import ClipBackbone
+    from .panels import Panels
 
 Predict = Callable[[str, str], np.ndarray]  # (source domain, target domain) -> (S, H, W), of one subject
 
@@ -37,8 +45,11 @@ class Task:
         windows: CT domain to (HU at 0, HU at 1).
         histogram_references: of the target domains; without them histograms are matched to the target.
         mean_slices: (H, W) of the target domains.
+        lookup_tables: of the directions that have registered training pairs.
         sources: False: only predictions and targets are known.
         baselines: score the baselines.
+        measures: those wanted of `more_measures.MEASURES_ON_REQUEST`, and "synthrad2025".
+        panels: gets each subject's worst slice; None: none are kept.
         backbone: for features; None: none are taken.
         torch_lock: networks run for one subject at a time: they have threads of their own.
     """
@@ -47,10 +58,30 @@ class Task:
     windows: dict[str, Window]
     histogram_references: dict[str, Histogram] = field(default_factory=dict)
     mean_slices: dict[str, np.ndarray] = field(default_factory=dict)
+    lookup_tables: dict[tuple[str, str], LookupTable] = field(default_factory=dict)
     sources: bool = True
     baselines: bool = True
+    measures: frozenset[str] = frozenset()
+    panels: "Panels | None" = None
     backbone: "ClipBackbone | None" = None
     torch_lock: Any = field(default_factory=threading.Lock)
+
+
+@dataclass(frozen=True, eq=False)
+class Given:
+    """What a user gives for a subject beside its volumes.
+
+    Attributes:
+        body: (S, H, W) bool, the body; None: it is measured.
+        lesions: (S, H, W) bool, or None.
+        labels: segmentations of prediction and target, (S, H, W) each, or None.
+        spacing: mm between slices, rows and columns; for distances between segmentations.
+    """
+
+    body: np.ndarray | None = None
+    lesions: np.ndarray | None = None
+    labels: tuple[np.ndarray, np.ndarray] | None = None
+    spacing: tuple[float, float, float] = (1.0, 1.0, 1.0)
 
 
 @dataclass
@@ -73,7 +104,11 @@ class _Target:
 
 
 def score_subject(
-    name: str | int, subject: Mapping[str, np.ndarray], task: Task, predict: Predict | None
+    name: str | int,
+    subject: Mapping[str, np.ndarray],
+    task: Task,
+    predict: Predict | None,
+    given: Given,
 ) -> SubjectScores:
     """Scores of every direction the subject has; the others are exclusions.
 
@@ -82,13 +117,16 @@ def score_subject(
         subject: domain -> (S, H, W) in model space.
         task: what to score.
         predict: the translation of a direction; None scores the baselines alone.
+        given: the body mask, where the user has one.
 
     Raises:
-        GalipError: a translation cannot be scored; the message names the subject and the direction.
+        GalipError: the body mask does not fit, or a translation cannot be scored; the message names the
+            subject and the direction.
     """
     slices = max((len(volume) for volume in subject.values()), default=0)
     result = SubjectScores({"subject": name, "slices": slices, "directions": {}})
-    body = _body(subject, task)
+    result.entry["mask"] = "measured" if given.body is None else "given"
+    body = body_of(subject, task.windows) if given.body is None else _checked_body(name, subject, given.body)
     targets = {
         target: _target(subject, target, body, task)
         for target in dict.fromkeys(t for _, t in task.directions)
@@ -105,7 +143,12 @@ def score_subject(
             ranked = {}  # one source at a time
         try:
             prediction = _prediction(predict, source, target, task)
-            scores = {} if prediction is None else _model_scores(prediction, subject.get(source), prepared)
+            scores: dict[str, Any] = {}
+            if prediction is not None:
+                scores = _model_scores(prediction, subject.get(source), prepared)
+                scores["measures"] = _groups(prediction, subject.get(source), prepared, given, task)
+                scores["worst_slice"] = _worst_slice(prediction, prepared)
+                _keep_panel(name, direction, prediction, subject.get(source), prepared, scores, task)
             if task.baselines:
                 scores |= _baseline_scores(subject.get(source), source, target, prepared, ranked, task)
                 if target in task.mean_slices:
@@ -124,13 +167,19 @@ def score_subject(
     return result
 
 
-def _body(subject: Mapping[str, np.ndarray], task: Task) -> np.ndarray:
-    """One mask for all directions: from all volumes of the subject that are of one shape."""
+def _checked_body(name: str | int, subject: Mapping[str, np.ndarray], body: np.ndarray) -> np.ndarray:
+    if wrong := {domain: volume.shape for domain, volume in subject.items() if volume.shape != body.shape}:
+        raise GalipError(f"subject {name}: its mask is {body.shape}, its volumes {wrong}; expected one shape")
+    return body
+
+
+def body_of(subject: Mapping[str, np.ndarray], windows: Mapping[str, Window]) -> np.ndarray:
+    """One mask for all directions: from all volumes of a subject, in model space, that are of one shape."""
     shape = next((volume.shape for volume in subject.values()), ())
     volumes = {name: volume for name, volume in subject.items() if volume.shape == shape}
     return body_mask(
-        [volume for name, volume in volumes.items() if name not in task.windows],
-        [hounsfield(volume, task.windows[name]) for name, volume in volumes.items() if name in task.windows],
+        [volume for name, volume in volumes.items() if name not in windows],
+        [hounsfield(volume, windows[name]) for name, volume in volumes.items() if name in windows],
     )
 
 
@@ -169,6 +218,72 @@ def _model_scores(prediction: np.ndarray, source: np.ndarray | None, target: _Ta
     return scores
 
 
+def _groups(
+    prediction: np.ndarray, source: np.ndarray | None, target: _Target, given: Given, task: Task
+) -> dict[str, Group]:
+    """Measures beside the protocols: group -> name -> value."""
+    body = target.fixed.mask
+    in_units = prediction if target.window is None else hounsfield(prediction, target.window)
+    groups: dict[str, Group] = {}
+    if target.window is not None:
+        truth = hounsfield(target.volume, target.window)
+        groups["ct tissues"] = {
+            f"{measure}, {tissue}": values[measure]
+            for tissue, values in ct_tissue_errors(in_units, truth, body).items()
+            for measure in ("mae", "bias")
+        }
+        if "synthrad2025" in task.measures:
+            groups["synthrad2025"] = synthrad_scores(in_units, truth, body)
+    if task.measures & {"ms-ssim", "nmse", "nmi"}:
+        scaled = target.fixed.scaled(in_units)
+        with task.torch_lock:
+            groups |= similarity_groups(scaled, target.fixed.values, body, task.measures)
+    if "displacement" in task.measures and source is not None:
+        groups["displacement"] = displacement(source, prediction, body)
+    if given.lesions is not None:
+        groups["lesions"] = lesion_scores(prediction, target.volume, given.lesions, body)
+    if given.labels is not None:
+        groups["segmentations"] = segmentation_scores(*given.labels, given.spacing)
+    return groups
+
+
+def _worst_slice(prediction: np.ndarray, target: _Target) -> dict[str, Any]:
+    """The slice with the largest mean squared error in the body (`fixed`), and its PSNR there.
+
+    Slices with less than a tenth of the fullest slice's body are passed over: their mean is of few voxels.
+    """
+    mask = target.fixed.mask
+    in_units = prediction if target.window is None else hounsfield(prediction, target.window)
+    area = mask.sum(axis=(1, 2))
+    errors = np.square(target.fixed.scaled(in_units) - target.fixed.values)
+    means = np.where(
+        area >= max(1, 0.1 * area.max()), (errors * mask).sum(axis=(1, 2)) / np.maximum(area, 1), -1
+    )
+    index = int(means.argmax())
+    psnr = PSNR_CEILING if means[index] <= 0 else min(PSNR_CEILING, -10 * math.log10(means[index]))
+    return {"index": index, "psnr": float(psnr)}
+
+
+def _keep_panel(
+    name: str | int,
+    direction: str,
+    prediction: np.ndarray,
+    source: np.ndarray | None,
+    target: _Target,
+    scores: Mapping[str, Any],
+    task: Task,
+) -> None:
+    if task.panels is not None:
+        index = scores["worst_slice"]["index"]
+        task.panels.add(
+            direction,
+            str(name),
+            None if source is None else source[index],
+            prediction[index],
+            target.volume[index],
+        )
+
+
 def _baseline_scores(
     volume: np.ndarray | None,
     source: str,
@@ -177,7 +292,7 @@ def _baseline_scores(
     ranked: dict[str, RankedImage],
     task: Task,
 ) -> dict[str, Any]:
-    """Of the source (`volume`) copied and histogram-matched."""
+    """Of the source (`volume`) copied, histogram-matched, and mapped by the lookup table."""
     if volume is None:
         return {}
     scores = {"copy": _score(volume, target)}
@@ -185,7 +300,10 @@ def _baseline_scores(
         ranked[source] = RankedImage.of(volume)
     reference = task.histogram_references.get(target_domain)
     matched = ranked[source].matched_to(reference or Histogram.of(target.volume))
-    return scores | {"histogram": _score(matched, target)}
+    scores["histogram"] = _score(matched, target)
+    if table := task.lookup_tables.get((source, target_domain)):
+        scores["lookup"] = _score(table(volume), target)
+    return scores
 
 
 def _score(prediction: np.ndarray, target: _Target) -> dict[str, Any]:
@@ -219,4 +337,4 @@ def _features(slices: np.ndarray, task: Task) -> Any:
         return slice_features(task.backbone, slices)
 
 
-__all__ = ["Predict", "SubjectScores", "Task", "hounsfield", "score_subject"]
+__all__ = ["Given", "Predict", "SubjectScores", "Task", "body_of", "hounsfield", "score_subject"]

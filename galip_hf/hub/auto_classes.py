@@ -15,7 +15,23 @@ import sys
 from collections.abc import Callable, Sequence
 from importlib.abc import MetaPathFinder
 from importlib.machinery import ModuleSpec, PathFinder
-from typing import Any
+from typing import Any, NoReturn
+
+from ..model.errors import GalipError
+
+
+class _NotForAutoModel:
+    """Stands for our model in `AutoModel`, whose own message would list every class of transformers."""
+
+    @classmethod
+    def from_pretrained(cls, *args: Any, **kwargs: Any) -> NoReturn:
+        """GalipError, which names the class to use."""
+        raise GalipError(
+            "AutoModel is for models without a task, and this one translates images; use "
+            "AutoModelForImageToImage or galip_hf.GalipForImageTranslation"
+        )
+
+    _from_config = from_pretrained
 
 
 def _register_config(auto: Any, ours: Any) -> None:
@@ -24,6 +40,7 @@ def _register_config(auto: Any, ours: Any) -> None:
 
 def _register_model(auto: Any, ours: Any) -> None:
     auto.AutoModelForImageToImage.register(ours.GalipConfig, ours.GalipForImageTranslation, exist_ok=True)
+    auto.AutoModel.register(ours.GalipConfig, _NotForAutoModel, exist_ok=True)
 
 
 def _register_image_processor(auto: Any, ours: Any) -> None:

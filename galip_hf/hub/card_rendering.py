@@ -9,7 +9,7 @@ from typing import Any
 import jinja2
 
 from ..evaluation.report import REGIONS, model_index
-from ..evaluation.report_page import findings
+from ..evaluation.verdict import findings
 from ..model.configuration_galip import GalipConfig
 from ..model.errors import GalipError
 from .model_directory import REPORT, TRAINING

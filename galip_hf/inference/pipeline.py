@@ -167,13 +167,14 @@ class GalipPipeline:
         crop: bool = False,
         resample: float | None = None,
         axis: str | None = None,
+        nan_background: bool = False,
         advance: Advance = lambda count: None,
     ) -> Any:
         """Translate one scan, or a list of scans.
 
         Args:
-            scan: a path, a folder with one DICOM series, a `Volume`, a nibabel image, a numpy array (S, H, W)
-                or (H, W), or a single-channel PIL image; or a list of these.
+            scan: a path, a folder with one DICOM series, a `Volume`, a nibabel or SimpleITK image, a numpy
+                array or torch tensor (S, H, W) or (H, W), or a grey PIL image; or a list of these.
             target: a domain's name, or several.
             source: the domain of the input; None where the domains share one intensity rule.
             batch_size: slices translated at once.
@@ -186,6 +187,7 @@ class GalipPipeline:
                 with `native` for the scan's own.
             axis: plane of the slices, `axial`, `coronal` or `sagittal`; None: the training's plane, or with
                 `native` axial by the scan's affine.
+            nan_background: take NaN in the scan as air.
             advance: called with the number of slices done since the last call; there are
                 S * targets * (2 with `cycle`) of them.
 
@@ -209,7 +211,7 @@ class GalipPipeline:
             translation
             for one in (scan if several else [scan])
             for translation in self._translate(
-                _single_volume(one, axis),
+                _single_volume(one, axis, nan_background),
                 targets,
                 source,
                 _Settings(batch_size, cycle, geometry, crop, resample, axis, advance),
@@ -272,7 +274,8 @@ class GalipPipeline:
         translations = []
         for name, translated in zip(names, self._run(placement, slices, targets, settings), strict=True):
             # A percentile window belongs to one scan: an MR translation keeps the input's scale.
-            lower, upper = self.processor.fixed_window(name) or (normalized.lower, normalized.upper)
+            fixed = self.processor.fixed_window(name)
+            lower, upper = fixed or (normalized.lower, normalized.upper)
             report: dict[str, Any] = {
                 **source_report,
                 "target": name,
@@ -291,7 +294,8 @@ class GalipPipeline:
             report["warnings"] = [*notes, *reliability.warnings_of(report)]
             report |= self._provenance(volume, settings)
             array = self.processor.postprocess(translated, lower=lower, upper=upper)
-            translations.append(Translation(volume.with_array(array), volume, report, cycle_map))
+            translated_volume = volume.with_array(array, own_scale=fixed is not None)
+            translations.append(Translation(translated_volume, volume, report, cycle_map))
         return translations
 
     def _modality(self, domain: str) -> str:
@@ -370,10 +374,10 @@ class _Settings:
     advance: Advance
 
 
-def _single_volume(scan: Any, axis: str | None) -> "Volume":
+def _single_volume(scan: Any, axis: str | None, nan_background: bool) -> "Volume":
     from ..data.scans import read_scan
 
-    volumes = read_scan(scan, axis=axis)
+    volumes = read_scan(scan, axis=axis, nan_background=nan_background)
     if len(volumes) > 1:
         raise GalipError(
             f"scan: holds {len(volumes)} volumes; pass galip_hf.data.scans.read_scan(scan), a list of them, "

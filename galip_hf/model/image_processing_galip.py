@@ -12,7 +12,7 @@ from .domains import readable_json
 from .errors import GalipError
 from .intensity import IntensityNormalizer, normalize, real_array
 
-_SINGLE_CHANNEL_MODES = ("L", "I", "F", "I;16", "I;16L", "I;16B", "I;16N")
+_GREY_MODES = ("L", "I", "F", "I;16", "I;16L", "I;16B", "I;16N", "RGB")
 
 
 class GalipImageProcessor(IntensityNormalizer, BaseImageProcessor):
@@ -34,21 +34,22 @@ class GalipImageProcessor(IntensityNormalizer, BaseImageProcessor):
         return cls(config.domains)
 
     def __call__(  # type: ignore[override]
-        self, images: Any, domain: str, return_tensors: str | None = None
+        self, images: Any, domain: str | None = None, return_tensors: str | None = None
     ) -> BatchFeature:
         """`preprocess`."""
         return self.preprocess(images, domain, return_tensors)
 
     def preprocess(  # type: ignore[override]  # one domain argument, and none of the resizing options
-        self, images: Any, domain: str, return_tensors: str | None = None
+        self, images: Any, domain: str | None = None, return_tensors: str | None = None
     ) -> BatchFeature:
         """Normalise single images, each by its own window.
 
         Args:
             images: an image or a list of them, of one size. An image is a numpy array or torch tensor,
-                (H, W), (1, H, W) or (H, W, 1), of integers or floats, or a single-channel PIL image. An array
-                (B, 1, H, W) is a list of B images.
-            domain: the domain of all the images.
+                (H, W), (1, H, W) or (H, W, 1), of integers or floats, or a PIL image of one channel. RGB
+                with three equal channels, (3, H, W) or (H, W, 3), counts as one. An array (B, 1, H, W) is a
+                list of B images.
+            domain: the domain of all the images; it has to be given.
             return_tensors: `pt` for torch tensors; None or `np` for numpy arrays.
 
         Returns:
@@ -56,9 +57,14 @@ class GalipImageProcessor(IntensityNormalizer, BaseImageProcessor):
             the images' units) and `outside_fraction` (of the pixels: outside the window, and clamped to it).
 
         Raises:
-            GalipError: an unknown domain, an image of another form, NaN or infinity, an image without
-                contrast, or values outside [0, 1] under the rule "none".
+            GalipError: no domain or an unknown one, an image of another form, NaN or infinity, an image
+                without contrast, or values outside [0, 1] under the rule "none".
         """
+        if domain is None:
+            raise GalipError(
+                "domain is missing: images are normalised by the intensity rule of their domain; give one of "
+                f"{', '.join(self.intensity_rules)}"
+            )
         rule = self._rule(domain)
         listed = (
             list(images) if isinstance(images, (list, tuple)) or getattr(images, "ndim", 0) == 4 else [images]
@@ -84,19 +90,28 @@ class GalipImageProcessor(IntensityNormalizer, BaseImageProcessor):
 def _single_slice(image: Any) -> np.ndarray:
     """One image as (H, W) float64."""
     mode = getattr(image, "mode", None)  # a PIL image
-    if isinstance(mode, str) and mode not in _SINGLE_CHANNEL_MODES:
+    if isinstance(mode, str) and mode not in _GREY_MODES:
         raise GalipError(
-            f"image: found the mode {mode}; expected one channel (L, I;16, I or F), so convert it first"
+            f"image: found the mode {mode}; expected one channel (L, I;16, I or F) or RGB with equal "
+            "channels, so convert it first"
         )
     array = real_array(image)
     if array.ndim == 3 and array.shape[0] == 1:
         array = array[0]
     elif array.ndim == 3 and array.shape[2] == 1:
         array = array[:, :, 0]
+    elif array.ndim == 3 and 3 in (array.shape[0], array.shape[2]):
+        channels = array if array.shape[0] == 3 else array.transpose(2, 0, 1)
+        if not (channels == channels[:1]).all():
+            raise GalipError(
+                f"image: the three channels of the shape {array.shape} differ; expected one channel or three "
+                "equal ones; convert colour to grey, give volumes to normalize_volume"
+            )
+        array = channels[0]
     if array.ndim != 2:
         raise GalipError(
-            f"image: found the shape {array.shape}; expected one channel: (H, W), (1, H, W) or (H, W, 1); "
-            "convert colour to grey, give volumes to normalize_volume"
+            f"image: found the shape {array.shape}; expected one channel, (H, W), (1, H, W) or (H, W, 1), or "
+            "three equal ones; convert colour to grey, give volumes to normalize_volume"
         )
     return array
 

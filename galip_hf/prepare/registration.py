@@ -12,10 +12,11 @@ from scipy import ndimage
 from skimage.metrics import normalized_mutual_information
 from skimage.registration import phase_cross_correlation
 
+from ..data.grid import Grid
 from ..extras import require
 from ..foreground import above_air
 from ..model.errors import GalipError
-from .images import Grid, ScanImage, to_itk
+from .images import ScanImage, to_itk
 
 _BINS = 32
 _SHRINK, _SMOOTHING = (4, 2, 1), (2.0, 1.0, 0.0)  # factors; mm

@@ -29,6 +29,8 @@ from .sources import Scan, Source
 from .splits import SPLITS_NAME, check_groups, collect_splits, read_splits, split_subjects, splits_document
 from .subjects import Settings, prepare_subject
 
+_MASK_PREFIX = "mask/"  # of the keys under which a finished subject's masks are kept
+
 Task = tuple[str, list[Scan], Settings, Path, str]
 
 
@@ -138,15 +140,16 @@ def prepare(
                 for domain in settings.rules:
                     if domain in arrays.files:
                         plane = record["plane"]
-                        pixel_size = tuple(record["spacing"][1:]) if plane else None
                         yield SubjectVolume(
                             arrays[domain],
                             domain,
                             task[0],
                             split_of[task[0]],
                             record["first_slice"],
-                            plane,
-                            pixel_size,
+                            plane=plane,
+                            pixel_size=tuple(record["spacing"][1:]) if plane else None,
+                            centre=tuple(record["centre"]),
+                            mask=arrays.get(_MASK_PREFIX + domain),
                         )
 
     written = write_table(
@@ -155,6 +158,7 @@ def prepare(
         domains=list(settings.rules),
         image_size=settings.image_size,
         minimum_foreground=minimum_foreground,
+        masks=any(scan.mask for scan in source.scans),
         overwrite=True,
     )
     summary = json.loads((written / SUMMARY_NAME).read_text(encoding="utf-8"))
@@ -191,6 +195,7 @@ def _task(scans: list[Scan], settings: Settings, parts: Path) -> Task:
     for scan in scans:
         path = Path(scan.path)
         files = [Path(file) for file in scan.files] or (sorted(path.iterdir()) if path.is_dir() else [path])
+        files += [Path(scan.mask)] if scan.mask else []
         stats = [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files if file.exists()]
         states.append([asdict(scan), stats])
     text = json.dumps([__version__, asdict(settings), states], sort_keys=True)
@@ -248,7 +253,8 @@ def _prepare_task(task: Task) -> dict[str, Any]:
     prepared = prepare_subject(scans, settings)
     shard = _shard(task)
     with atomic_write(shard) as temporary, temporary.open("wb") as file:
-        np.savez(file, **prepared.volumes)  # type: ignore[arg-type]
+        masks = {_MASK_PREFIX + domain: mask for domain, mask in prepared.masks.items()}
+        np.savez(file, **prepared.volumes, **masks)  # type: ignore[arg-type]
     record = {**prepared.record, "hash": file_hash(shard)}
     with atomic_write(shard.with_suffix(".json")) as temporary:
         temporary.write_text(json.dumps(record), encoding="utf-8")

@@ -17,18 +17,21 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ..data import dicom
-from ..data.readers import SUFFIXES
+from ..data import dicom_series
+from ..data.file_checks import SUFFIXES, one_of_each_pair
+from ..data.masks import is_mask, mask_of
 from ..files import files_below
 from ..model.errors import GalipError
-
-# Formats that SimpleITK reads; all others go through galip_hf.data.readers.
-ITK_SUFFIXES = (".mha", ".mhd", ".nrrd")
 
 
 @dataclass(frozen=True)
 class Scan:
-    """One scan to prepare. `slices` (start, stop) takes a part of its slices; `files`: of a DICOM series."""
+    """One scan to prepare.
+
+    `slices` (start, stop) takes a part of its slices; `files`: of a DICOM series, and `part` which of its
+    stacks (`galip_hf.data.dicom_series.Series.part`), if it has several; `mask`: a volume on the scan's grid,
+    not 0 inside the body.
+    """
 
     path: str
     domain: str
@@ -37,6 +40,8 @@ class Scan:
     group: str | None = None
     files: tuple[str, ...] = ()
     slices: tuple[int, int] | None = None
+    part: str = ""
+    mask: str | None = None
 
 
 @dataclass(frozen=True)
@@ -93,15 +98,16 @@ def gold_atlas(directory: Path) -> Source:
     notes: list[dict[str, Any]] = []
     for patient in _folders(directory):
         found: dict[str, Scan] = {}
-        for path in _files(patient, (*SUFFIXES, *ITK_SUFFIXES)):
+        for path in _files(patient, SUFFIXES):
             domain = _pelvis_domain(_without_suffix(path.relative_to(patient)), None)
             if domain:
                 _take(found, Scan(str(path), domain, patient.name), path.name, notes)
         for series in _dicom_series(patient):
             domain = _pelvis_domain(series.description, series.modality)
-            where = f"{series.path.name}: {series.modality} {series.description!r}"
+            where = f"{series.path.name}: {series.modality} {series.description!r} {series.part}".rstrip()
             if domain:
-                scan = Scan(str(series.path), domain, patient.name, files=tuple(map(str, series.files)))
+                files = tuple(map(str, series.files))
+                scan = Scan(str(series.path), domain, patient.name, files=files, part=series.part)
                 _take(found, scan, where, notes, better="cttomr" in series.description.lower())
             elif series.modality in ("CT", "MR"):
                 reason = f"{where}: neither T1 nor T2 in its description"
@@ -121,13 +127,13 @@ def gold_atlas(directory: Path) -> Source:
     )
 
 
-def _dicom_series(directory: Path) -> list[dicom.Series]:
+def _dicom_series(directory: Path) -> list[dicom_series.Series]:
     """The DICOM series below a directory, in the order of their folders and UIDs; other files are ignored."""
-    found = dicom.find_series(dicom.dicom_files(files_below(_directory(directory))))
+    found = dicom_series.find_series(dicom_series.dicom_files(files_below(_directory(directory))))
     for series in found:
-        if series.uid is None:
+        if not series.frames:
             raise GalipError(f"{series.path}: not a readable DICOM file; copy it again")
-    return sorted(found, key=lambda series: (str(series.path), str(series.uid)))
+    return sorted(found, key=lambda series: (str(series.path), str(series.uid), series.part))
 
 
 def _pelvis_domain(description: str, modality: str | None) -> str | None:
@@ -204,7 +210,7 @@ def brats(directory: Path) -> Source:
 
 
 def manifest(path: Path) -> Source:
-    """A table of scans, CSV or JSON lines, with `path, domain, subject` and perhaps `split, group`.
+    """A table of scans, CSV or JSON lines, with `path, domain, subject` and perhaps `split, group, mask`.
 
     Relative paths start at the manifest's folder. Domains keep the order in which they appear.
     """
@@ -219,12 +225,12 @@ def manifest(path: Path) -> Source:
             f"{path}: not a readable manifest ({error}); expected CSV or JSON lines (.jsonl)"
         ) from None
     scans = [_manifest_scan(row, f"{path}, line {number}", path.parent) for number, row in rows]
-    _require(scans, path, "rows of path, domain, subject[, split, group]")
+    _require(scans, path, "rows of path, domain, subject[, split, group, mask]")
     return Source(scans, _in_order(scan.domain for scan in scans))
 
 
 def _manifest_scan(row: Any, where: str, folder: Path) -> Scan:
-    known = ("path", "domain", "subject", "split", "group")
+    known = ("path", "domain", "subject", "split", "group", "mask")
     if not isinstance(row, Mapping):
         raise GalipError(f"{where}: found {row!r}; expected the fields {', '.join(known)}")
     unknown = sorted(str(name) for name in row if name not in known)
@@ -234,17 +240,26 @@ def _manifest_scan(row: Any, where: str, folder: Path) -> Scan:
     missing = [name for name in known[:3] if not values[name]]
     if missing:
         raise GalipError(f"{where}: {', '.join(missing)} is missing; every scan needs {', '.join(known[:3])}")
-    split, group = (values[name] or None for name in known[3:])
-    return Scan(str(folder / values["path"]), values["domain"], values["subject"], split, group)
+    split, group, mask = (values[name] or None for name in known[3:])
+    path = str(folder / values["path"])
+    mask = str(folder / mask) if mask else None
+    return Scan(path, values["domain"], values["subject"], split, group, mask=mask)
 
 
 def folders(directory: Path) -> Source:
-    """A folder per domain; the file's name, suffix aside, the subject (one name in two folders: a pair)."""
+    """A folder per domain; the file's name, suffix aside, the subject (one name in two folders: a pair).
+
+    A file named `NAME_mask`, or by BIDS, is the body mask of the scan beside it (`galip_hf.data.masks`).
+    """
     scans = []
     for folder in _folders(directory):
-        for path in _files(folder, (*SUFFIXES, *ITK_SUFFIXES)):
+        files = _files(folder, SUFFIXES)
+        for path in files:
+            if is_mask(path):
+                continue
             subject = _without_suffix(path.relative_to(folder)).replace("/", "-")
-            scans.append(Scan(str(path), folder.name, subject))
+            mask = mask_of(path, [file for file in files if file.parent == path.parent])
+            scans.append(Scan(str(path), folder.name, subject, mask=None if mask is None else str(mask)))
     _require(scans, directory, "a folder per domain (T1/sub-01.nii.gz, T2/sub-01.nii.gz)")
     return Source(scans, _in_order(scan.domain for scan in scans))
 
@@ -263,12 +278,13 @@ def _folders(directory: Path) -> list[Path]:
 
 def _files(directory: Path, suffixes: tuple[str, ...]) -> list[Path]:
     """Files below a directory with one of the suffixes, in the order of their paths; hidden ones are not."""
-    return [path for path in files_below(_directory(directory)) if path.name.lower().endswith(suffixes)]
+    files = files_below(_directory(directory))
+    return one_of_each_pair(path for path in files if path.name.lower().endswith(suffixes))
 
 
 def _without_suffix(path: Path) -> str:
     name = path.as_posix()
-    suffix = next(s for s in (*SUFFIXES, *ITK_SUFFIXES) if name.lower().endswith(s))
+    suffix = next(s for s in SUFFIXES if name.lower().endswith(s))
     return name[: -len(suffix)]
 
 

@@ -10,17 +10,20 @@
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from ..data.normalization import normalize_scan
+from ..data.grid import Grid
+from ..data.masks import read_mask
+from ..data.normalization import body_box, normalize_scan
 from ..data.table import MINIMUM_FOREGROUND
-from ..foreground import above_air
+from ..foreground import above_air, body_mask
 from ..model.errors import GalipError
 from ..model.intensity import IntensityNormalizer
 from ..model.slice_geometry import PLANES
-from .images import Grid, ScanImage, read_image
+from .images import ScanImage, read_image
 from .registration import check_pair, register_rigid, resample
 from .sources import Scan
 
@@ -59,9 +62,12 @@ class Settings:
 
 @dataclass
 class PreparedSubject:
-    """`volumes`: domain to (S, H, W) float32 in model space. `record`: what was measured, as JSON values."""
+    """`volumes`: domain to (S, H, W) float32 in model space. `masks`: of the domains whose scan came with a
+    body mask, (S, H, W) bool. `record`: what was measured, as JSON values.
+    """
 
     volumes: dict[str, np.ndarray] = field(default_factory=dict)
+    masks: dict[str, np.ndarray] = field(default_factory=dict)
     record: dict[str, Any] = field(default_factory=dict)
 
 
@@ -78,7 +84,9 @@ def prepare_subject(scans: Sequence[Scan], settings: Settings) -> PreparedSubjec
     for domain in sorted(images, key=lambda name: (name != reference, list(settings.rules).index(name))):
         try:
             normal, scan_record = _normalised(images[domain], domain, settings)
-            volume, transform = _on_grid(images, domain, reference, normal, grid, settings)
+            transform = _transform(images, domain, reference, settings)
+            volume = _on_grid(normal, grid, transform)
+            mask = _mask_on_grid(scans, domain, images[domain].grid, grid, transform)
         except GalipError as error:
             excluded.append({"domain": domain, "slices": None, "reason": str(error)})
             if domain == reference:
@@ -86,6 +94,7 @@ def prepare_subject(scans: Sequence[Scan], settings: Settings) -> PreparedSubjec
             continue
         if domain == reference:
             start, stop = _choose_slices(volume, settings.slices)
+            record["centre"] = _body_centre(volume[start:stop])
             record |= {
                 "reference": reference,
                 "first_slice": start,
@@ -94,7 +103,10 @@ def prepare_subject(scans: Sequence[Scan], settings: Settings) -> PreparedSubjec
             }
         volume = volume[start:stop]
         prepared.volumes[domain] = volume
-        record["scans"][domain] = {**scan_record, "transform": transform, "normalised": _statistics(volume)}
+        if mask is not None and mask[start:stop].any():
+            prepared.masks[domain] = mask[start:stop]
+        parameters = None if transform is None else [round(p, 9) for p in transform.GetParameters()]
+        record["scans"][domain] = {**scan_record, "transform": parameters, "normalised": _statistics(volume)}
         if domain != reference:
             check = check_pair(prepared.volumes[reference], volume, grid.spacing)
             record["pairs"][f"{reference}-{domain}"] = {
@@ -126,30 +138,39 @@ def _normalised(image: ScanImage, domain: str, settings: Settings) -> tuple[Scan
     return ScanImage(normal.pixel_values[:, 0].numpy(), image.grid), record
 
 
-def _on_grid(
-    images: dict[str, ScanImage],
-    domain: str,
-    reference: str,
-    normal: ScanImage,
-    grid: Grid,
-    settings: Settings,
-) -> tuple[np.ndarray, list[float] | None]:
-    """The normalised scan on the target grid, and the parameters of the rigid map if there was one."""
+def _transform(images: dict[str, ScanImage], domain: str, reference: str, settings: Settings) -> Any:
+    """The rigid map onto the reference's scan (`register_rigid`); None: the files' own geometry holds."""
     own, theirs = images[domain].grid, images[reference].grid
-    transform = None
     same = own.same_as(theirs)
     if settings.registration == "rigid" and domain != reference:
         if not (same and domain in settings.aligned):
-            transform = register_rigid(images[reference], images[domain], settings.seed)
+            return register_rigid(images[reference], images[domain], settings.seed)
     elif not (same or (own.known and theirs.known)):
         raise GalipError(
             f"{domain} is {own.shape} and {reference} {theirs.shape}, and the files have no geometry to "
             "relate them; register them, or give unpaired scans different subjects"
         )
-    if transform is None and own.same_as(grid):
-        return normal.array, None
-    array = resample(normal, grid, transform)
-    return array, None if transform is None else [round(p, 9) for p in transform.GetParameters()]
+    return None
+
+
+def _on_grid(image: ScanImage, grid: Grid, transform: Any) -> np.ndarray:
+    """(S, H, W) float32: the values on the target grid."""
+    if transform is None and image.grid.same_as(grid):
+        return image.array
+    return resample(image, grid, transform)
+
+
+def _mask_on_grid(
+    scans: Sequence[Scan], domain: str, own: Grid, grid: Grid, transform: Any
+) -> np.ndarray | None:
+    """The body mask that came with a domain's scan, brought to the target grid as the scan is."""
+    scan = next(scan for scan in scans if scan.domain == domain)
+    if scan.mask is None:
+        return None
+    if scan.slices is not None:
+        raise GalipError(f"{scan.mask}: a mask beside part of a file; give masks to whole scans only")
+    mask = read_mask(Path(scan.mask), own, Path(scan.path))
+    return _on_grid(ScanImage(mask.astype(np.float32), own), grid, transform) > 0.5
 
 
 def _target_grid(grid: Grid, settings: Settings) -> Grid:
@@ -175,6 +196,13 @@ def _choose_slices(volume: np.ndarray, count: int | None) -> tuple[int, int]:
     totals = np.convolve(foreground, np.ones(count, dtype=np.int64), mode="valid")
     start = int(totals.argmax())
     return start, start + count
+
+
+def _body_centre(volume: np.ndarray) -> list[float]:
+    """(row, column) of the middle of the body's box: it comes to the middle of the canvas."""
+    _, rows, columns = body_box(body_mask([volume]))
+    (top, bottom, _), (left, right, _) = rows.indices(volume.shape[1]), columns.indices(volume.shape[2])
+    return [(top + bottom) / 2, (left + right) / 2]
 
 
 def _plane(grid: Grid) -> str | None:

@@ -57,6 +57,7 @@ def file_volumes(files: Sequence[FileRecipe], processor: GalipImageProcessor) ->
         for excluded in prepared.record["excluded"]:
             raise GalipError(excluded["reason"])  # a recipe's files are named one by one: all are wanted
         plane, spacing = prepared.record["plane"], prepared.record["spacing"]
+        centre = tuple(prepared.record["centre"])
         for domain, array in prepared.volumes.items():
             yield SubjectVolume(
                 array,
@@ -65,6 +66,7 @@ def file_volumes(files: Sequence[FileRecipe], processor: GalipImageProcessor) ->
                 split,
                 plane=plane,
                 pixel_size=tuple(spacing[1:]) if plane else None,
+                centre=centre,
             )
 
 

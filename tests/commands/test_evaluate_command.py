@@ -1,6 +1,7 @@
 """`galip-hf evaluate` on real tables and folders: what it writes and what it refuses."""
 
 import csv
+import hashlib
 import json
 import re
 import shlex
@@ -12,7 +13,8 @@ import pytest
 from conftest import DOMAINS, smooth_volume
 
 from galip_hf.cli import main
-from galip_hf.data.table import SubjectVolume, write_table
+from galip_hf.data.paired_subjects import TableSubjects
+from galip_hf.data.table import SubjectVolume, load_table, write_table
 from galip_hf.evaluation.case_figures import choose_cases
 from galip_hf.files import file_hash
 
@@ -64,7 +66,12 @@ def test_a_model_on_a_table(model: Path, table: Path, tmp_path: Path) -> None:
     assert index["results"][0]["task"]["type"] == "image-to-image"
     assert any("protocol paper v1" in m["name"] for r in index["results"] for m in r["metrics"])
     page = (output / "report.html").read_text(encoding="utf-8")
-    assert page.count("data:image/png;base64,") == 6 and "cannot see a gain error" in page
+    assert page.count("data:image/webp;base64,") == 6 + 8 and "cannot see a gain error" in page
+    assert '<div class="verdict bad">' in page and report["verdict"]["says"] in page.replace("&gt;", ">")
+    assert page.index("verdict bad") < page.index("<h1>")
+    (entry,) = [e for e in report["manifest"] if e["subject"] == "test-2"]
+    rows = TableSubjects(load_table(table)["test"], NAMES)[0]["T1"]
+    assert entry["data"]["T1"]["sha256"] == hashlib.sha256(rows.tobytes()).hexdigest()
     assert page.count("<svg") == 6  # box plots
     assert "<script" not in page and 'src="http' not in page and "<link" not in page
     assert len(list((output / "panels").glob("*.png"))) == 6

@@ -7,7 +7,8 @@ import nibabel as nib
 import numpy as np
 import pydicom
 import pytest
-from dicom_files import hounsfield, write_series
+from dicom_files import hounsfield, write_images, write_series
+from pydicom.dataset import Dataset
 
 from galip_hf import GalipPipeline
 from galip_hf.cli import main
@@ -124,3 +125,46 @@ def test_dicom_out_needs_dicom_in(model: Path, tmp_path: Path, capsys: pytest.Ca
     )
     assert translate(tmp_path / "scan.npy", *arguments) == 2
     assert "is no DICOM series; its headers would be needed" in capsys.readouterr().err
+
+
+def test_an_echo_is_selected(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def change(image: Dataset, number: int, index: int) -> None:
+        image.EchoTime = (10, 80)[number]
+
+    echoes = np.random.default_rng(0).integers(0, 900, (2, 3, 32, 32))
+    write_images(tmp_path / "mr", echoes, change)
+    arguments = (tmp_path / "mr", "--model", model, "--from", "T1", "--to", "T2", "--output")
+    assert translate(*arguments, tmp_path / "one.nii.gz") == 2
+    assert "choose one of EchoTime-10, EchoTime-80 with --select KEYWORD=VALUE" in capsys.readouterr().err
+    assert translate(*arguments, tmp_path / "one.nii.gz", "--select", "EchoTime=80") == 0
+    expected = GalipPipeline.from_pretrained(model)(echoes[1].astype(np.float32), "T2", "T1").array
+    (volume,) = read_scan(tmp_path / "one.nii.gz")
+    np.testing.assert_allclose(volume.array, expected, atol=1e-2)
+    assert translate(*arguments, tmp_path / "both") == 0
+    names = sorted(path.name for path in (tmp_path / "both").iterdir() if path.is_dir())
+    assert names == ["mr_EchoTime-10_T2", "mr_EchoTime-80_T2"]
+    for wrong in ("EchoTime", "EchoTime=", "=80"):
+        assert translate(*arguments, tmp_path / "x.nii.gz", "--select", wrong) == 2
+        assert f"--select {wrong}: expected KEYWORD=VALUE" in capsys.readouterr().err
+
+
+def test_uneven_slices_are_resampled_on_request_and_told(
+    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_series(tmp_path / "ct", slices=6)[2].unlink()
+    arguments = (
+        tmp_path / "ct",
+        "--model",
+        model,
+        "--from",
+        "CT",
+        "--to",
+        "T1",
+        "--output",
+        tmp_path / "out",
+    )
+    assert translate(*arguments) == 2
+    assert "--uneven resample" in capsys.readouterr().err
+    assert translate(*arguments, "--uneven", "resample") == 0
+    assert "5 slices were resampled to 6, 2.5 mm apart" in capsys.readouterr().out
+    assert len(list((tmp_path / "out" / "ct_T1").iterdir())) == 5  # at the positions of the source

@@ -42,6 +42,11 @@ def valid_files(folder: Path) -> dict[str, Path]:
     image.to_filename(folder / "a.nii")
     image.to_filename(folder / "b.nii.gz")
     nib.Nifti2Image(np.stack([stack, stack], axis=-1), affine).to_filename(folder / "c.nii")
+    nib.MGHImage(stack, affine).to_filename(folder / "a.mgz")
+    nib.MGHImage((stack * 1000).astype(np.int16), affine).to_filename(folder / "a.mgh")
+    (volume,) = read_scan(folder / "a.mgz")
+    for name in ("a.nrrd", "a.mha"):
+        write_scan(volume, folder / name)
     np.save(folder / "a.npy", stack)
     np.savez_compressed(folder / "a.npz", img=stack, note=np.zeros(3))
     scipy.io.savemat(folder / "v5.mat", {"img": stack, "note": "text"})
@@ -50,6 +55,9 @@ def valid_files(folder: Path) -> dict[str, Path]:
     write_scan(Volume.from_array(stack), folder / "v73.mat")
     Image.fromarray((stack[0] * 65535).astype(np.uint16)).save(folder / "deep.png")
     Image.fromarray((stack[0] * 255).astype(np.uint8)).save(folder / "shallow.png")
+    write_scan(Volume.from_array(stack), folder / "float.tif")
+    pages = [Image.fromarray(page) for page in (stack * 65535).astype(np.uint16)]
+    pages[0].save(folder / "deflate.tif", save_all=True, append_images=pages[1:], compression="tiff_deflate")
     for name in ("native", "deflated", "rle", "jpeg", "j2k"):
         (path,) = write_series(folder / name, slices=1)
         path = path.rename(folder / f"{name}.dcm")

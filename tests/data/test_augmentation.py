@@ -45,18 +45,32 @@ def test_scale_enlarges() -> None:
 
 def test_intensity_changes_gain_and_gamma_within_their_limits(image: torch.Tensor) -> None:
     augmentation = SliceAugmentation(intensity=0.1)
-    black, white = torch.zeros(1, 2, 2), torch.ones(1, 2, 2)
+    black, grey = torch.zeros(1, 2, 2), torch.full((1, 2, 2), 0.8)  # white would be clamped
     gains, exponents = [], []
     for seed in range(200):
-        gains.append(augmentation.apply(white, np.random.default_rng(seed))[0, 0, 0].item())
-        half = augmentation.apply(0.5 * white, np.random.default_rng(seed))[0, 0, 0].item()
-        exponents.append(np.log(half / gains[-1]) / np.log(0.5))
+        whole = augmentation.apply(grey, np.random.default_rng(seed))[0, 0, 0].item()
+        half = augmentation.apply(0.5 * grey, np.random.default_rng(seed))[0, 0, 0].item()
+        exponents.append(np.log(half / whole) / np.log(0.5))
+        gains.append(whole / 0.8 ** exponents[-1])
         assert not augmentation.apply(black, np.random.default_rng(seed)).any()
     for values in (gains, exponents):
         assert 0.9 <= min(values) < 0.92 and 1.08 < max(values) <= 1.1
     assert abs(np.corrcoef(gains, exponents)[0, 1]) < 0.3  # two draws, not one
-    below = augmentation.apply(-image, np.random.default_rng(0))
-    torch.testing.assert_close(below, -augmentation.apply(image, np.random.default_rng(0)))
+    assert augmentation.apply(1.3 * image / image.max(), np.random.default_rng(0)).max() == 1
+
+
+def test_half_of_the_slices_lose_resolution() -> None:
+    stripes = torch.zeros(1, 32, 32)
+    stripes[..., ::2] = 1.0
+    augmentation = SliceAugmentation(resolution=0.5)
+    contrasts = []
+    for seed in range(100):
+        image = augmentation.apply(stripes, np.random.default_rng(seed))
+        assert image.shape == stripes.shape and image.min() >= 0 and image.max() <= 1
+        assert image.mean() == pytest.approx(0.5, abs=0.05)
+        contrasts.append((image[..., ::2].mean() - image[..., 1::2].mean()).item())
+    assert 35 < sum(contrast == 1 for contrast in contrasts) < 65  # these were left as they are
+    assert min(contrasts) < 0.1  # stripes of one pixel are lost at half the resolution
 
 
 def test_equal_generators_give_equal_changes_with_or_without_intensity(image: torch.Tensor) -> None:
@@ -84,6 +98,7 @@ def test_nothing_is_changed_by_default(image: torch.Tensor) -> None:
         ({"translation": 0.5}, "translation is 0.5; expected 0 to below 0.5"),
         ({"scale": -0.1}, "scale is -0.1"),
         ({"intensity": 1.0}, "intensity is 1.0"),
+        ({"resolution": 1.0}, "resolution is 1.0; expected 0 to below 1"),
     ],
 )
 def test_values_out_of_range(values: dict[str, Any], message: str) -> None:

@@ -24,6 +24,7 @@ from pydicom.uid import (
     DeflatedExplicitVRLittleEndian,
     ImplicitVRLittleEndian,
     RLELossless,
+    generate_uid,
 )
 
 from galip_hf.data.dicom_writer import write_dicom_series
@@ -239,7 +240,12 @@ def test_series_that_are_no_even_stack(tmp_path: Path) -> None:
     message = refused(tmp_path / "gap")
     assert "not evenly spaced: 5 mm between those at 102.5 and 107.5 mm, usually 2.5 mm" in message
     paths = write_series(tmp_path / "double")
-    (tmp_path / "double" / "copy.dcm").write_bytes(paths[1].read_bytes())
+    (tmp_path / "double" / "copy.dcm").write_bytes(paths[0].read_bytes())
+    edit(
+        tmp_path / "double" / "copy.dcm",
+        SOPInstanceUID=generate_uid(),
+        ImagePositionPatient=pydicom.dcmread(paths[1]).ImagePositionPatient,
+    )
     assert "1 of 5 slices lie where another lies, the first at 102.5 mm" in refused(tmp_path / "double")
     paths = write_series(tmp_path / "turned")
     edit(paths[0], ImageOrientationPatient=[0, 1, 0, 0, 0, -1])

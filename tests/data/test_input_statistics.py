@@ -82,6 +82,7 @@ def test_a_mass_is_unlike(statistics: dict[str, DomainStatistics]) -> None:
     report = {
         "source": "T1", "target": "T2", "input_check": look,
         "identity": {"collapsed": True, "mean_difference": 0.001},
+        "far_outside_fraction": 0.0, "metal_slices": [],
     }  # fmt: skip
     first, second = reliability.warnings_of(report)
     assert "does not look like T1" in first and "no domain" in first

@@ -65,16 +65,10 @@ def test_rows_are_those_of_one_subject_and_slice(table: datasets.Dataset) -> Non
 def test_a_registered_item_is_the_same_slice_in_both_domains(
     table: datasets.Dataset, augmentation: SliceAugmentation | None
 ) -> None:
-    dataset = UnpairedSlices(
-        table,
-        domains=DOMAINS,
-        seed=3,
-        paired_share=0.5,
-        length=80,
-        horizontal_flip=True,
-        augmentation=augmentation,
-    )
-    mask = SliceAugmentation(rotation=10, translation=0.1)
+    options = {"domains": DOMAINS, "seed": 3, "paired_share": 0.5, "length": 80, "horizontal_flip": True}
+    dataset = UnpairedSlices(table, augmentation=augmentation, **options)
+    plain = UnpairedSlices(table, **options)
+    moves = SliceAugmentation(rotation=10, translation=0.1)  # a pair keeps its intensities
     seen, directions = [], set()
     for index in range(80):
         item = dataset[index]
@@ -85,11 +79,15 @@ def test_a_registered_item_is_the_same_slice_in_both_domains(
         assert subjects[0] == subjects[1] and item["domain_a"] != item["domain_b"]
         directions.add((DOMAINS[item["domain_a"]], DOMAINS[item["domain_b"]]))
         seen.append((item["row_a"], item["row_b"]))
-        # One anatomy: the images sum to 1, wherever the map left them (air, 0, came in at the borders).
-        inside = torch.ones(1, 8, 8)
-        if augmentation:
-            inside = mask.apply(inside, np.random.default_rng([3, 0, index, 0]))
-        torch.testing.assert_close(item["image_a"] + item["image_b"], inside, rtol=0, atol=1e-5)
+        untouched = plain[index]
+        # One anatomy: the images sum to 1, and both are moved by one and the same map.
+        whole = untouched["image_a"] + untouched["image_b"]
+        torch.testing.assert_close(whole, torch.ones(1, 8, 8), rtol=0, atol=1e-5)
+        for place in "ab":
+            expected = untouched[f"image_{place}"]
+            if augmentation:
+                expected = moves.apply(expected, np.random.default_rng([3, 0, index, 0]))
+            torch.testing.assert_close(item[f"image_{place}"], expected, rtol=0, atol=1e-6)
     assert len(seen) == 40
     assert directions == {("T1", "T2"), ("T2", "T1"), ("T2", "CT"), ("CT", "T2")}
     assert len(set(seen)) == 28  # all of them, before any comes twice

@@ -2,7 +2,9 @@
 
 import json
 import os
+import pickle
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import datasets
@@ -225,3 +227,28 @@ def test_the_same_volumes_give_the_same_bytes(volumes: list[SubjectVolume], tmp_
     assert len(files) >= 8
     for file in files:
         assert (folders[0] / file).read_bytes() == (folders[1] / file).read_bytes(), file
+
+
+def test_the_optional_column_of_body_masks(tmp_path: Path) -> None:
+    def masked(subject: str, rows: tuple[int, int] | None) -> SubjectVolume:
+        mask = None
+        if rows:
+            mask = np.zeros((3, 12, 10), bool)
+            mask[:, rows[0] : rows[1], 2:7] = True
+        return replace(volume(subject, "T1", shape=(3, 12, 10)), mask=mask)
+
+    given = [masked("s1", (3, 8)), masked("s2", None)]
+    written = write_table(given, tmp_path / "table", domains=["T1"], image_size=12, masks=True)
+    table = load_table(written)["train"]
+    reader = SliceReader(table, "mask")
+    assert [int(reader[row].sum()) for row in range(6)] == [25, 25, 25, 0, 0, 0]
+    assert reader[0].dtype == np.uint8 and reader[0][5, 3:8].all()  # padded as the slices are
+    restored = pickle.loads(pickle.dumps(reader))
+    np.testing.assert_array_equal(restored[1], reader[1])
+    plain = write_table([volume("s1", "T1")], tmp_path / "plain", domains=["T1"], image_size=None)
+    assert "mask" not in load_table(plain)["train"].column_names
+    with pytest.raises(GalipError, match="with masks=True"):
+        write_table(given, tmp_path / "refused", domains=["T1"], image_size=12)
+    with pytest.raises(GalipError, match="found a bool mask"):
+        wrong = replace(given[0], mask=np.zeros((3, 12, 10), bool))
+        write_table([wrong], tmp_path / "refused", domains=["T1"], image_size=12, masks=True)

@@ -10,6 +10,7 @@ from galip_hf.evaluation.baselines import (
     Histogram,
     RankedImage,
     histogram_reference,
+    lookup_tables,
     mean_slice,
 )
 from galip_hf.model.errors import GalipError
@@ -54,3 +55,23 @@ def test_references_are_of_evenly_spaced_slices() -> None:
     slices[1, 0, 0] = np.nan
     with pytest.raises(GalipError, match=r"training_slices\['T1'\]: got NaN"):
         mean_slice("T1", slices)
+
+
+def test_the_lookup_table_is_the_conditional_mean_of_training_pairs() -> None:
+    rng = np.random.default_rng([4])
+    levels = (np.arange(8) + 0.5) / 256  # each in a bin of its own
+    sources = [levels[rng.integers(8, size=(3, 12, 12))] for _ in range(2)]
+    pairs = [{"A": x, "B": np.sin(300 * x) + 0.1 * rng.normal(size=x.shape)} for x in sources]
+    tables = lookup_tables(pairs, [("A", "B"), ("B", "A"), ("A", "C")])
+    assert set(tables) == {("A", "B"), ("B", "A")}  # no pair of A and C
+    x, y = (np.concatenate([pair[d].ravel() for pair in pairs]) for d in "AB")
+    for level in levels:
+        assert tables["A", "B"](np.array([level]))[0] == pytest.approx(y[x == level].mean(), rel=1e-5)
+    assert lookup_tables([], [("A", "B")]) == {}
+
+
+def test_the_lookup_table_interpolates_and_reads_few_slices_of_many() -> None:
+    ramp = np.linspace(0, 1, 4096, dtype=np.float32).reshape(1, 64, 64)
+    (table,) = lookup_tables([{"A": ramp, "B": 1 - ramp}], [("A", "B")]).values()
+    np.testing.assert_allclose(table(ramp), 1 - ramp, atol=1 / 256)
+    assert table(np.array([-3.0, 7.0])) == pytest.approx([table.values[0], table.values[-1]])

@@ -265,6 +265,27 @@ def test_baselines_alone_and_without_training_slices() -> None:
         )
 
 
+def test_a_given_mask_and_training_pairs() -> None:
+    subjects, training = make_subjects(3), make_training()
+    mask = np.zeros(SHAPE, bool)
+    mask[:, 2:9, 3:11] = True
+    pairs = [{d: s[d] for d in ("T1", "T2")} for s in make_subjects(5)[3:]]
+    report = evaluate(
+        subjects, darken, training, domains=DOMAINS, training_pairs=pairs,
+        mask_of=lambda index: mask if index == 1 else None,
+    )  # fmt: skip
+    assert [entry["mask"] for entry in report["per_subject"]] == ["measured", "given", "measured"]
+    scores = report["per_subject"][1]["directions"]["T1->T2"]["model"]["fixed"]["masked"]
+    expected = fixed_scores(subjects[1]["T1"] * np.float32(0.8), subjects[1]["T2"], mask=mask)["masked"]
+    assert scores["psnr"] == pytest.approx(expected.psnr) and scores["mae"] == pytest.approx(expected.mae)
+    lookup = report["protocols"]["fixed"]["masked"]["baselines"]["lookup"]
+    assert lookup["T1->T2"]["n"] == 3 and lookup["T1->PD"] == {**lookup["T1->PD"], "n": 0, "psnr": None}
+    copy = report["protocols"]["fixed"]["full"]["baselines"]["copy"]["T1->T2"]["mae"]
+    assert report["protocols"]["fixed"]["full"]["baselines"]["lookup"]["T1->T2"]["mae"] < copy
+    with pytest.raises(GalipError, match="subject 0: its mask is"):
+        evaluate(subjects, darken, training, domains=DOMAINS, mask_of=lambda index: mask[:1])
+
+
 def test_few_subjects_are_in_memory_at_a_time() -> None:
     alive: list[weakref.ref] = []
     most = 0

@@ -26,6 +26,7 @@ MODULES = {
     "errors.py",
     "image_processing_galip.py",
     "intensity.py",
+    "slice_geometry.py",
     "modeling_galip.py",
     "norm_silu_conv.py",
     "unet.py",

