@@ -6,9 +6,9 @@ python -m benchmarks.quality DATA [--source FOLDER] [--systems galip cyclegan] [
 DATA is `phantom`, `brainweb` or `open_ms` (see `data`); the latter two need `--source`. The table of slices
 and the scores of the baselines are made once, in OUTPUT/DATA. `galip` is the recipe of the file
 examples/configs/phantom.yaml with some keys replaced (`--set`), trained in OUTPUT/DATA/NAME/seed-N;
-`cyclegan` is one CycleGAN for each pair of domains, with the same processor time in total. A run that ended
-is not repeated; one that was stopped goes on. At the end the table of all results in OUTPUT/DATA is printed,
-and results.json and curve.png are written there.
+`cyclegan` is one CycleGAN for each pair of domains, with the same processor time in total, in
+OUTPUT/DATA/cyclegan-WIDTH/seed-N. A run that ended is not repeated; one that was stopped goes on. At the end
+the table of all results in OUTPUT/DATA is printed, and results.json and curve.png are written there.
 
 Processor time is that of the process, all threads, without scoring.
 """
@@ -119,7 +119,7 @@ def run(arguments: argparse.Namespace) -> str:
     data, folder = DATA_SETS[arguments.data], arguments.output / arguments.data
     table, scorer, floors = prepared(data, arguments.source, folder)
     for system in arguments.systems:
-        name = arguments.name if system == "galip" else system
+        name = arguments.name if system == "galip" else f"cyclegan-{arguments.cyclegan_width}"
         for seed in arguments.seeds:
             run_system(system, data, table, scorer, folder / name / f"seed-{seed}", seed, arguments)
     results = read_results(folder)

@@ -1,4 +1,4 @@
-"""The stand-in for BiomedCLIP as the demo uses it: made and trained on captioned phantom slices."""
+"""The stand-in for BiomedCLIP that a recipe asks for: made, and trained on captioned slices."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +11,7 @@ from ..data.normalization import normalize_scan
 from ..data.phantom_table import phantom_subject_seed
 from ..files import atomic_write
 from ..model.domains import IXI_DOMAINS
+from ..model.errors import GalipError
 from ..model.intensity import IntensityNormalizer
 from .tiny_clip import build_tiny_clip, train_tiny_clip
 
@@ -20,8 +21,16 @@ _SEED_OF_CAPTIONS = 12
 
 @dataclass(frozen=True)
 class TinyClipRecipe:
-    """The stand-in for BiomedCLIP: architecture and training on captioned phantom slices."""
+    """The stand-in for BiomedCLIP: architecture and training on captioned slices.
 
+    `images` are those of the `phantom` (`subjects` for each contrast), or those of the `table` that the run
+    trains on, with its domains' prompts (see `table_clip`).
+
+    Raises:
+        GalipError: other `images`.
+    """
+
+    images: str = "phantom"
     image_size: int = 64
     patch_size: int = 8
     width: int = 64
@@ -32,12 +41,15 @@ class TinyClipRecipe:
     batch_size: int = 64
     learning_rate: float = 1e-3
 
+    def __post_init__(self) -> None:
+        if self.images not in ("phantom", "table"):
+            raise GalipError(f"clip.tiny: images is {self.images!r}; expected phantom or table")
 
-def make_tiny_clip(recipe: TinyClipRecipe, directory: Path, seed: int) -> dict[str, Any]:
-    """Build the stand-in in `directory` and train it on captioned phantom slices; returns its figures."""
+
+def phantom_slices(recipe: TinyClipRecipe, seed: int) -> tuple[np.ndarray, list[str], list[str]]:
+    """Phantom slices, (N, H, W) float32 in [0, 1]; the caption of each, and the bare prompt of each."""
     processor = IntensityNormalizer(list(IXI_DOMAINS))
-    rng = np.random.default_rng([seed, _SEED_OF_CAPTIONS])
-    images, captions = [], []
+    images, captions, prompts = [], [], []
     for contrast in phantom.CONTRASTS:
         for index in range(recipe.subjects):
             subject = phantom.make_subject(
@@ -45,11 +57,33 @@ def make_tiny_clip(recipe: TinyClipRecipe, directory: Path, seed: int) -> dict[s
             )
             normalized = normalize_scan(processor, phantom.render(subject, contrast), contrast)
             images.append(np.asarray(normalized.pixel_values)[:, 0].clip(0, 1))
-            captions += [
-                # The trainer uses bare prompts, so the stand-in must have met them.
-                phantom.PROMPTS[contrast] if bare else phantom.caption(subject, number, contrast)
-                for number, bare in enumerate(rng.random(len(images[-1])) < _BARE_PROMPT_SHARE)
-            ]
+            count = len(images[-1])
+            captions += [phantom.caption(subject, number, contrast) for number in range(count)]
+            prompts += [phantom.PROMPTS[contrast]] * count
+    return np.concatenate(images), captions, prompts
+
+
+def make_tiny_clip(
+    recipe: TinyClipRecipe,
+    directory: Path,
+    seed: int,
+    slices: tuple[np.ndarray, list[str], list[str]],
+) -> dict[str, Any]:
+    """Build the stand-in in `directory` and train it; returns its figures.
+
+    Args:
+        recipe: architecture and training.
+        directory: where to write it.
+        seed: of the weights and the training.
+        slices: (N, H, W) images in [0, 1]; the caption of each, and the bare prompt of its domain.
+    """
+    images, captions, prompts = slices
+    # The trainer uses bare prompts, so the stand-in must have met them.
+    bare = np.random.default_rng([seed, _SEED_OF_CAPTIONS]).random(len(images)) < _BARE_PROMPT_SHARE
+    captions = [
+        prompt if is_bare else caption
+        for caption, prompt, is_bare in zip(captions, prompts, bare, strict=True)
+    ]
     # Written beside: a half-trained stand-in must not be taken for a whole one.
     with atomic_write(directory) as temporary:
         build_tiny_clip(
@@ -64,7 +98,7 @@ def make_tiny_clip(recipe: TinyClipRecipe, directory: Path, seed: int) -> dict[s
         )
         measured = train_tiny_clip(
             temporary,
-            np.concatenate(images),
+            images,
             captions,
             steps=recipe.steps,
             batch_size=recipe.batch_size,
@@ -74,4 +108,4 @@ def make_tiny_clip(recipe: TinyClipRecipe, directory: Path, seed: int) -> dict[s
     return measured
 
 
-__all__ = ["TinyClipRecipe", "make_tiny_clip"]
+__all__ = ["TinyClipRecipe", "make_tiny_clip", "phantom_slices"]

@@ -7,7 +7,7 @@ recipe determines them.
 import logging
 import tempfile
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -97,7 +97,10 @@ def _clip_of(recipe: Recipe) -> tuple[FrozenClip | None, str]:
         made = recipe.training.output_path / "clip"
         if made.exists():
             return _shape(ClipBackbone.from_pretrained(made)), str(made)
-        return _shape(_untrained(recipe.clip.tiny)), f"its vocabulary adds some; to be made in {made}"
+        prompts = GalipConfig.from_dict(recipe.model).prompts
+        return _shape(
+            _untrained(recipe.clip.tiny, prompts)
+        ), f"its vocabulary adds some; to be made in {made}"
     source = recipe.clip.source
     repository = source.removeprefix("hf-hub:")
     is_cached = source != repository and isinstance(
@@ -120,7 +123,7 @@ def _shape(backbone: ClipBackbone) -> FrozenClip:
     )
 
 
-def _untrained(recipe: TinyClipRecipe) -> ClipBackbone:
+def _untrained(recipe: TinyClipRecipe, prompts: Sequence[str]) -> ClipBackbone:
     """A stand-in of the recipe's shape; its vocabulary is that of the prompts alone."""
     logger = logging.getLogger(build_tiny_clip.__module__)
     level = logger.level
@@ -129,7 +132,7 @@ def _untrained(recipe: TinyClipRecipe) -> ClipBackbone:
         with tempfile.TemporaryDirectory() as folder:
             directory = build_tiny_clip(
                 Path(folder) / "clip",
-                list(phantom.PROMPTS.values()),
+                prompts,
                 image_size=recipe.image_size,
                 patch_size=recipe.patch_size,
                 width=recipe.width,

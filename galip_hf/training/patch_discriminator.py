@@ -13,10 +13,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..model.errors import GalipError
 from .discriminator import NEGATIVE_SLOPE, SpectralNormLinear
 
 WIDTHS = (64, 128, 256)
 KERNEL_SIZE = 4
+SMALLEST_IMAGE = 16  # pixels: the last convolution then has one output
 
 
 class _SpectralNormConvolution(nn.Module):
@@ -58,12 +60,20 @@ class PatchDiscriminator(nn.Module):
         lacks gets a gradient of zero, so processes may draw different domains.
 
         Args:
-            images: (B, 1, H, W) in [0, 1], H and W at least 16.
+            images: (B, 1, H, W) in [0, 1], H and W at least `SMALLEST_IMAGE`.
             labels: (B,) int64, each image's domain.
 
         Returns:
             Logits (B, patches), float32; 1 is 'real', 0 is 'fake' (least squares).
+
+        Raises:
+            GalipError: smaller images.
         """
+        if min(images.shape[-2:]) < SMALLEST_IMAGE:
+            raise GalipError(
+                f"training: loss_weights.patch needs slices of at least {SMALLEST_IMAGE} x {SMALLEST_IMAGE} "
+                f"pixels, found {images.shape[-2]} x {images.shape[-1]}; set it to 0"
+            )
         hidden = images
         for convolution in self.hidden:
             hidden = F.leaky_relu(convolution(hidden), NEGATIVE_SLOPE)

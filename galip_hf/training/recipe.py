@@ -2,7 +2,7 @@
 
 ```yaml
 model: {base_channels: 32}            # fields of GalipConfig; text widths follow the CLIP model
-clip: {source: hf-hub:…}              # or {tiny: {…}}: the stand-in, made and trained on the phantom
+clip: {source: hf-hub:…}              # or {tiny: {…}}: the stand-in, made and trained on phantom or table
 data: {phantom: {…}}                  # or {table: DIRECTORY}, {files: [{path, domain, subject, split}]},
                                       # or {streaming: {source: OWNER/NAME, items: …}}
 training: {output_dir: …, max_steps: …}

@@ -38,6 +38,9 @@ _NOT_TOLD = (
 )
 
 
+_CLIP_SLICES = {"phantom": "phantom slices", "table": "training slices"}
+
+
 def write_training_facts(
     directory: Path,
     step: int,
@@ -114,7 +117,7 @@ def recipe_facts(recipe: Recipe, table: "datasets.DatasetDict | None") -> dict[s
     if recipe.clip.tiny:
         facts["clip"] = (
             f"a tiny stand-in for BiomedCLIP, trained for {recipe.clip.tiny.steps} steps on captioned "
-            "phantom slices; it knows no medicine"
+            f"{_CLIP_SLICES[recipe.clip.tiny.images]}; it knows no medicine"
         )
     else:
         facts["clip"] = hub_name(recipe.clip.source)

@@ -12,10 +12,12 @@ from pathlib import Path
 from typing import Any
 
 import datasets
+import numpy as np
 import torch
 
 from ..clip.backbone import ClipBackbone
-from ..clip.phantom_clip import make_tiny_clip
+from ..clip.phantom_clip import make_tiny_clip, phantom_slices
+from ..clip.table_clip import captioned_slices
 from ..data.input_statistics import measure_statistics
 from ..data.phantom_table import phantom_volumes
 from ..data.slice_geometry import measure_geometry
@@ -104,12 +106,26 @@ def load_backbone(recipe: Recipe) -> ClipBackbone:
         return ClipBackbone.from_pretrained(recipe.clip.source)
     directory = recipe.training.output_path / "clip"
     if not directory.exists():
+        tiny, seed = recipe.clip.tiny, recipe.training.seed
+        slices = phantom_slices(tiny, seed) if tiny.images == "phantom" else _slices_for_clip(recipe)
         logger.warning(
-            "%s: making a tiny stand-in for BiomedCLIP, trained on the phantom; it knows no medicine",
+            "%s: making a tiny stand-in for BiomedCLIP, trained on slices of the %s; it knows no medicine",
             directory,
+            tiny.images,
         )
-        logger.info("stand-in: %s", make_tiny_clip(recipe.clip.tiny, directory, recipe.training.seed))
+        logger.info("stand-in: %s", make_tiny_clip(tiny, directory, seed, slices))
     return ClipBackbone.from_pretrained(directory)
+
+
+def _slices_for_clip(recipe: Recipe) -> tuple[np.ndarray, list[str], list[str]]:
+    """The captioned training slices of the recipe's table; GalipError where it streams."""
+    tiny = recipe.clip.tiny
+    assert tiny is not None  # for the type checker
+    if recipe.data.streaming is not None:
+        raise GalipError("clip.tiny: images is table, but the data is a stream; set images to phantom")
+    config = initial_config(recipe) if recipe.training.initial_model else GalipConfig.from_dict(recipe.model)
+    prompts = dict(zip(config.domain_names, config.prompts, strict=True))
+    return captioned_slices(prepare_table(recipe, config)["train"], prompts, tiny.image_size)
 
 
 # The run

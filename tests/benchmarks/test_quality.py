@@ -318,7 +318,7 @@ def test_the_command_prints_one_table_of_all(
     options[-1] = "0.0001"
     arguments = command.make_parser().parse_args([*options, "--systems", "cyclegan", "--cyclegan-width", "4"])
     table = command.run(arguments)
-    for system in ("copy", "histogram", "mean", "lookup", "tiny", "cyclegan"):
+    for system in ("copy", "histogram", "mean", "lookup", "tiny", "cyclegan-4"):
         lines = [line for line in table.splitlines() if f" {system} " in line]
         assert len(lines) == len(DIRECTIONS) + 1  # and the mean
     assert str(FIXED.version) in table

@@ -31,7 +31,7 @@ from galip_hf.training.distributed import ProcessGroup
 from galip_hf.training.recipe import load_recipe
 from galip_hf.training.run_recipe import run_recipe
 from galip_hf.training.trainer import GalipTrainer
-from galip_hf.training.training_args import GalipTrainingArguments
+from galip_hf.training.training_args import GalipLossWeights, GalipTrainingArguments
 
 TABLE, CLIP, OUTPUT = (Path(argument) for argument in sys.argv[1:4])
 
@@ -60,11 +60,13 @@ def make_trainer(
 def digest(trainer: GalipTrainer) -> str:
     """Hash of all that training changes."""
     total = hashlib.sha256()
-    optimizers = (trainer.state.generator_optimizer, trainer.state.discriminator_optimizer)
-    for module in (trainer.state.generator, trainer.state.discriminator, trainer.state.ema.module):
+    modules = [trainer.state.generator, trainer.state.discriminator, trainer.state.ema.module]
+    if trainer.state.patch_discriminator is not None:
+        modules.append(trainer.state.patch_discriminator)
+    for module in modules:
         for name, value in module.state_dict().items():
             total.update(name.encode() + value.numpy().tobytes())
-    for optimizer in optimizers:
+    for optimizer in trainer.state.optimizers.values():
         for name, value in sorted(optimizer_tensors(optimizer).items()):
             total.update(name.encode() + value.numpy().tobytes())
     return total.hexdigest()
@@ -72,7 +74,7 @@ def digest(trainer: GalipTrainer) -> str:
 
 def first_gradients(process: int) -> list[list[int]]:
     """Gradients of one step, and which domains each process drew."""
-    trainer = make_trainer("gradients")
+    trainer = make_trainer("gradients", loss_weights=GalipLossWeights(patch=1.0))
     batches = next(trainer.loader.steps(0))
     _, domains = trainer._agree([], batches)
     found = gradients_at_the_step(trainer, batches, domains)
@@ -118,6 +120,15 @@ def disagreeing(process: int) -> dict[str, Any]:
     return {"disagreeing": [trainer.state.step, trainer.state.best.step, trainer.state.best.value]}
 
 
+def timed(process: int) -> dict[str, Any]:
+    """A run whose end is set by time, while the clocks of its processes run at different speeds."""
+    trainer = make_trainer("timed", max_steps=9, max_hours=1.0, checkpoint_steps=0)
+    reads = iter(range(100))
+    trainer.clock = lambda: (process + 1) * 900.0 * next(reads)
+    trainer.train()
+    return {"timed": trainer.state.step}
+
+
 def turns(process: int) -> dict[str, Any]:
     """What each process finds when its turn comes; what it is told when the first one fails."""
     processes = ProcessGroup(timedelta(minutes=7))
@@ -157,7 +168,7 @@ def main() -> None:
     trainer.train()
     result |= {"processes": trainer.processes.size, "twenty_steps": digest(trainer)}
 
-    result |= resumed("", num_workers=1)
+    result |= resumed("", num_workers=1, loss_weights=GalipLossWeights(patch=1.0))
     # An epoch has ten steps: cut, and resumed, in the middle of one.
     result |= resumed("stream_", kind=Streamed, num_workers=2)
 
@@ -191,6 +202,7 @@ def main() -> None:
 
     result["validated"] = validated_run(OUTPUT / "validated", OUTPUT / "table", CLIP, batch_size=1)
     result |= disagreeing(process)
+    result |= timed(process)
     result["consumed"] = {
         kind: consumed(kind, TABLE, OUTPUT, 2, process) for kind in ("table", "even", "uneven")
     }

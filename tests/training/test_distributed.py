@@ -27,7 +27,7 @@ from galip_hf.training.checkpoint_files import latest_checkpoint, load_state
 from galip_hf.training.distributed import ProcessGroup
 from galip_hf.training.step_loader import StepLoader
 from galip_hf.training.trainer import GalipTrainer
-from galip_hf.training.training_args import GalipTrainingArguments
+from galip_hf.training.training_args import GalipLossWeights, GalipTrainingArguments
 from galip_hf.training.validation import Validation
 
 HERE = Path(__file__).resolve().parent
@@ -162,7 +162,7 @@ def test_gradients_are_those_of_one_process_with_the_whole_batch(
     own = [set(result["domains"][0]) for result in results]
     assert own[0] != own[1]
     assert all(set(result["domains"][1]) == own[0] | own[1] for result in results)
-    trainer = make_trainer(batch_size=2)
+    trainer = make_trainer(batch_size=2, loss_weights=GalipLossWeights(patch=1.0))
     expected = gradients_at_the_step(trainer, next(trainer.loader.steps(0)))
     for rank in (0, 1):
         found: dict[str, Any] = dict.fromkeys(expected)
@@ -191,6 +191,12 @@ def test_a_resumed_run_equals_an_unbroken_one(
     )
     kept = ("step", "losses", "discriminator_outputs", "gradient_norms", "learning_rates")
     assert [[entry[key] for key in kept] for entry in whole] == [[e[key] for key in kept] for e in cut]
+
+
+def test_time_ends_all_processes_after_the_same_step(
+    two_processes: tuple[Path, list[dict[str, Any]]],
+) -> None:
+    assert [result["timed"] for result in two_processes[1]] == [4, 4]  # by the first one's clock
 
 
 def test_validation_is_that_of_one_process(

@@ -69,6 +69,13 @@ def test_a_score_does_not_depend_on_its_batch() -> None:
     assert torch.allclose(together[1:2], alone, atol=1e-6)
 
 
+def test_small_images_are_refused() -> None:
+    network, label = PatchDiscriminator(1), torch.tensor([0])
+    assert network(torch.rand(1, 1, 16, 20), label).shape == (1, 1)
+    with pytest.raises(GalipError, match="at least 16 x 16 pixels, found 15 x 20"):
+        network(torch.rand(1, 1, 15, 20), label)
+
+
 def test_gradients_of_a_step(make_trainer: MakeTrainer) -> None:
     """The generator's and the discriminator's, from the definition; both at each other's present weights."""
     trainer = make_trainer(loss_weights=weights(patch=2.0))
@@ -101,7 +108,7 @@ def test_it_moves_with_a_rate_of_its_own(make_trainer: MakeTrainer) -> None:
     values = one_step(trainer, some_batch(trainer))
     # Adam's first step is the learning rate, wherever there is a gradient.
     change = (network.hidden[1].linear.weight - before["hidden.1.linear.weight"]).abs()
-    assert float(change.max()) == pytest.approx(0.01, rel=1e-3)
+    assert float(change.detach().max()) == pytest.approx(0.01, rel=1e-3)
     assert trainer.learning_rates(0)["patch_discriminator"] == 0.01
     assert set(values["gradient_norms"]) == {"generator", "discriminator", "patch_discriminator"}
     # The singular vectors follow the weights.

@@ -114,15 +114,17 @@ def gradients_at_the_step(
 ) -> dict[str, Tensor | None]:
     """Run a step; the gradients that the optimisers saw. `domains`: by default those of the batches."""
     found: dict[str, Tensor | None] = {}
-    networks = {"G": trainer.state.generator, "D": trainer.state.discriminator}
+    networks: dict[str, torch.nn.Module] = {"G": trainer.state.generator, "D": trainer.state.discriminator}
+    if trainer.state.patch_discriminator is not None:
+        networks["P"] = trainer.state.patch_discriminator
 
     def keep(name: str) -> None:
         for parameter_name, p in networks[name].named_parameters():
             found[f"{name}.{parameter_name}"] = None if p.grad is None else p.grad.clone()
 
     hooks = [
-        trainer.state.generator_optimizer.register_step_pre_hook(lambda *_: keep("G")),
-        trainer.state.discriminator_optimizer.register_step_pre_hook(lambda *_: keep("D")),
+        optimizer.register_step_pre_hook(lambda *_, name=name: keep(name))  # type: ignore[misc]
+        for name, optimizer in zip(networks, trainer.state.optimizers.values(), strict=True)
     ]
     trainer.training_step(
         batches, domains or sorted({label for batch in batches for label in batch.target_domains})
