@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from ..model.domains import HOUNSFIELD_MODALITIES
 from ..model.errors import GalipError
 
 if TYPE_CHECKING:
@@ -71,7 +72,7 @@ def model_windows(model: "GalipGenerator", notes: list[str]) -> Windows:
     """CT domain -> HU window of the model's configuration."""
     windows = {}
     for domain in model.config.domains:
-        if domain["modality"] != "CT":
+        if domain["modality"] not in HOUNSFIELD_MODALITIES:
             continue
         if domain["intensity"]["rule"] == "window":
             windows[domain["name"]] = (domain["intensity"]["lower"], domain["intensity"]["upper"])

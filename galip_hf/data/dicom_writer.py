@@ -33,6 +33,8 @@ _LARGEST_STORED = 65535  # 16 bits, unsigned
 _FILE_NAME = "IM{:05d}.dcm"
 _RUN = secrets.token_hex(16)  # known to this process only: nobody can find the source's UID from ours
 
+# DICOM's own words for modalities that users call by other names.
+_MODALITY_WORDS = {"CBCT": "CT", "PET": "PT"}
 _STORAGE = {"CT": "1.2.840.10008.5.1.4.1.1.2", "MR": "1.2.840.10008.5.1.4.1.1.4"}
 _SECONDARY_CAPTURE = "1.2.840.10008.5.1.4.1.1.7"
 # What the standard demands beside the pixels: empty where it may be, as a synthetic image has none of it.
@@ -67,7 +69,7 @@ def write_dicom_series(
         folder: the folder to make, in an existing directory; one file a slice.
         description: what made the images, such as the model and the direction; cut to fit SeriesDescription
             beside the notice that they are synthetic, and given whole in DerivationDescription.
-        modality: `CT` or `MR`, that of the new images; None: that of the source.
+        modality: that of the new images, as in a domain (`MR`, `CT`, `CBCT`, `PET`, …); None: the source's.
         keep_patient_tags: whether patient and study (`PATIENT_TAGS`, StudyInstanceUID, FrameOfReferenceUID,
             and references to the source's images) are copied.
         overwrite: whether a folder that holds nothing but such images may be replaced.
@@ -159,6 +161,7 @@ def _common(source: Any, description: str, modality: str | None, keep_patient_ta
     from pydicom.uid import ExplicitVRLittleEndian, generate_uid
 
     modality = modality or str(source.get("Modality") or "OT")
+    modality = _MODALITY_WORDS.get(modality, modality)
     kind = modality if modality in _STORAGE else "OT"
     now = datetime.datetime.now()
     new = Dataset()
