@@ -10,6 +10,7 @@ from scipy import ndimage
 from skimage.registration import phase_cross_correlation
 
 SMOOTHING = 1.0  # pixels, before the gradient
+FAINT = 0.02  # of the window a pixel: several times the gradient of a scan's noise
 UPSAMPLING = 20  # parts of a pixel
 SMALLEST_BODY = 0.05  # share of a slice's pixels below which there are too few edges
 MEANING = (
@@ -47,10 +48,16 @@ def displacement(source: np.ndarray, translation: np.ndarray, body: np.ndarray) 
 
 
 def _edges(image: np.ndarray) -> np.ndarray:
-    """Gradient magnitude less its mean, faded out at the borders, which would else match each other."""
-    strength = ndimage.gaussian_gradient_magnitude(np.clip(image, 0, 1.2).astype(np.float64), SMOOTHING)
+    """Where edges are, whatever their strength, less the mean; faded out at the borders, which match each
+    other.
+
+    A gradient g counts as g / (g + `FAINT`): an edge that is strong in one contrast and weak in the other
+    keeps its place.
+    """
+    gradient = ndimage.gaussian_gradient_magnitude(np.clip(image, 0, 1.2).astype(np.float64), SMOOTHING)
+    edges = gradient / (gradient + FAINT)
     fade = np.outer(*(np.hanning(length + 2)[1:-1] ** 0.5 for length in image.shape))
-    return (strength - strength.mean()) * fade
+    return (edges - edges.mean()) * fade
 
 
 __all__ = ["MEANING", "displacement", "slice_shift"]

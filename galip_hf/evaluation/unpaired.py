@@ -152,7 +152,7 @@ def evaluate_unpaired(
         measures of `MEANINGS`, `meanings`, `exclusions` and `per_subject`.
 
     Raises:
-        GalipError: torchmetrics is not installed, a scan is not finite, or no direction has both translations
+        GalipError: a scan is not finite or has no body, or no direction has both translations
             and real scans.
     """
     windows, known = dict(ct_windows or {}), dict(statistics or {})
@@ -197,8 +197,9 @@ def evaluate_unpaired(
         )
     if not report["directions"]:
         reasons = "; ".join(f"{e['direction']}: {e['reason']}" for e in report["exclusions"])
-        raise
-        GalipError(f"nothing to compare ({reasons}); expected translations and real scans of their target")
+        raise GalipError(
+            f"nothing to compare ({reasons}); expected translations and real scans of their target"
+        )
     report["classifier"] = classify(
         {d: [(s.subject, s.texture) for s in its] for d, its in real.items()},
         {d: [(s.subject, s.texture) for s in fake[d]] for d in report["directions"]},

@@ -93,6 +93,12 @@ def test_the_commands_of_the_page(
     model: Path, table: Path, clip_directory: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
+    volumes = [
+        SubjectVolume(smooth_volume(5 * k + label, slices=3), name, f"{name}-{k}", split)
+        for k, split in enumerate(("train", "test", "test"))
+        for label, name in enumerate(NAMES)
+    ]
+    write_table(volumes, "UNPAIRED", domains=NAMES, image_size=None)
     shutil.copytree(model, "MODEL2")
     for name, path in (("MODEL", model), ("TABLE", table), ("CLIP", clip_directory)):
         Path(name).symlink_to(path)
@@ -102,17 +108,24 @@ def test_the_commands_of_the_page(
     for command in block.splitlines():
         assert main(shlex.split(command, comments=True)[1:]) == 0, command
         page = Path("report/report.html").read_text(encoding="utf-8")
-        assert "source copied" in page and Path("report/subjects.csv").is_file()
+        if "UNPAIRED" in command:
+            assert "There are no pairs" in page
+        else:
+            assert "source copied" in page and Path("report/subjects.csv").is_file()
         reports.append(json.loads(Path("report/report.json").read_text(encoding="utf-8")))
         shutil.rmtree("report")
-    alone, compared, baselines, folders, clip = reports
+    alone, compared, baselines, folders, clip, more, synthrad, unpaired = reports
     assert alone["distribution"] == {"left_out": "no CLIP model was given (--clip SOURCE)"}
     assert compared["comparison"]["b"] == "MODEL2" and not baselines["perceptual"]
     assert folders["summary"]["baselines"]["copy"]["psnr"] < folders["summary"]["model"]["psnr"]
     cell = clip["distribution"]["directions"]["T1->T2"]
     assert (cell["n_real"], cell["n_fake"]) == (12, 12) and isinstance(cell["kid"], float)
     assert "n = 12 is not above" in cell["fid_reason"]
-    assert clip["summary"] == alone["summary"]  # FID and KID beside the same scores
+    assert set(more["measures"]) == {"ms-ssim", "nmse", "nmi", "displacement", "ct tissues"}
+    assert set(synthrad["measures"]) == {"synthrad2025", "ct tissues"}
+    assert set(synthrad["measures"]["synthrad2025"]["directions"]) == {"T1->CT", "T2->CT"}
+    assert unpaired["kind"] == "unpaired" and len(unpaired["directions"]) == 6
+    assert clip["summary"] == alone["summary"] == more["summary"]  # FID and KID beside the same scores
 
 
 def test_cases_are_the_best_the_middle_one_and_the_worst() -> None:
