@@ -15,6 +15,7 @@ import datasets
 import numpy as np
 
 from galip_hf.data.paired_subjects import DomainSlices, Subject, TableSubjects
+from galip_hf.evaluation.baselines import lookup_tables
 from galip_hf.evaluation.evaluate import evaluate
 from galip_hf.foreground import body_mask
 
@@ -22,7 +23,6 @@ Translate = Callable[[np.ndarray, str, str], np.ndarray]
 Scores = dict[str, dict[str, Any]]  # direction -> psnr, ssim, mae, psnr_ci95, n
 
 MEASURES = ("psnr", "ssim", "mae")
-_LEVELS = 256  # of a lookup table
 
 
 class CpuClock:
@@ -80,48 +80,26 @@ class Scorer:
         )
         baselines = report["protocols"]["fixed"]["masked"]["baselines"]
         floors = {name: _cells(cells) for name, cells in baselines.items()}
-        return floors | {"lookup": self.scores(LookupTables(self.subjects, self.domains))}
+        return floors | {"lookup": self.scores(lookup_translator(self.subjects, self.domains))}
 
 
-class LookupTables:
-    """For each direction the map from intensity to intensity with the least squared error on some pairs.
+def lookup_translator(subjects: Sequence[Mapping[str, np.ndarray]], domains: Sequence[str]) -> Translate:
+    """For each direction the map from intensity to intensity with the least squared error on some subjects.
 
-    That is the mean target intensity at each of 256 levels of the source, inside the body. It is fitted on
-    the subjects that it is scored on, so no other map of single intensities has a smaller error on them.
+    It is fitted inside the body of the very subjects that it is scored on: the training contrasts may have
+    no pairs, and no other map of single intensities has a smaller error on these subjects together.
 
     Args:
         subjects: registered volumes in model space, domain -> (S, H, W) in [0, 1].
         domains: names of the domains.
     """
-
-    def __init__(self, subjects: Sequence[Mapping[str, np.ndarray]], domains: Sequence[str]) -> None:
-        self.tables: dict[tuple[str, str], np.ndarray] = {}
-        masks = [body_mask(list(subject.values())) for subject in subjects]
-        for source, target in permutations(domains, 2):
-            pairs = [
-                (_level(subject[source][mask]), subject[target][mask])
-                for subject, mask in zip(subjects, masks, strict=True)
-                if source in subject and target in subject
-            ]
-            if pairs:
-                levels, values = (np.concatenate(side) for side in zip(*pairs, strict=True))
-                self.tables[source, target] = _mean_at_each_level(levels, values)
-
-    def __call__(self, volume: np.ndarray, source: str, target: str) -> np.ndarray:
-        """(S, H, W) float32 of the same shape: each voxel looked up."""
-        return self.tables[source, target][_level(volume)]
-
-
-def _level(values: np.ndarray) -> np.ndarray:
-    return np.rint(np.clip(values, 0, 1) * (_LEVELS - 1)).astype(np.int64)
-
-
-def _mean_at_each_level(levels: np.ndarray, values: np.ndarray) -> np.ndarray:
-    """(256,) float32; a level that does not occur takes the values of its neighbours, interpolated."""
-    counts = np.bincount(levels, minlength=_LEVELS)
-    sums = np.bincount(levels, weights=values, minlength=_LEVELS)
-    present = np.flatnonzero(counts)
-    return np.interp(np.arange(_LEVELS), present, sums[present] / counts[present]).astype(np.float32)
+    masks = [body_mask(list(subject.values())) for subject in subjects]
+    inside = [
+        {domain: volume[mask][None, None] for domain, volume in subject.items()}  # one slice of one row
+        for subject, mask in zip(subjects, masks, strict=True)
+    ]
+    tables = lookup_tables(inside, list(permutations(domains, 2)))
+    return lambda volume, source, target: tables[source, target](volume)
 
 
 def _cells(directions: Mapping[str, Mapping[str, Any]]) -> Scores:

@@ -28,6 +28,12 @@ def add_parser(commands: Any) -> None:
         "--model",
         help="model directory, or a repository of the Hub; without it only the baselines are scored",
     )
+    parser.add_argument(
+        "--checkpoint",
+        type=int,
+        metavar="STEP",
+        help="--model is the output_dir of a training; score its checkpoint of this step",
+    )
     parser.add_argument("--prediction", metavar="FOLDER", help="volumes that some system made")
     parser.add_argument("--target", metavar="FOLDER", help="acquired volumes of the same names")
     parser.add_argument(
@@ -128,6 +134,8 @@ def _check_mode(arguments: argparse.Namespace) -> bool:
         raise GalipError("--prediction and --target belong together; give a folder for each")
     if not folders and not arguments.data:
         raise GalipError("nothing to evaluate; give --data TABLE and --model, or --prediction and --target")
+    if arguments.checkpoint is not None and not arguments.model:
+        raise GalipError("--checkpoint: give the output_dir of the training by --model")
     if arguments.model and arguments.ct_window:
         raise GalipError("--ct-window: the model's configuration states the window; leave it out")
     if arguments.segment and arguments.segmentations:

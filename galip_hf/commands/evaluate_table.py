@@ -48,7 +48,9 @@ def run_table(arguments: argparse.Namespace, backbone: "ClipBackbone | None") ->
     known = table[arguments.split].features["domain"].names
     device = usable_device(arguments.device)
     sources = [source for source in (arguments.model, arguments.compare) if source]
-    loaded = {source: _load(source, device) for source in sources}
+    loaded = {source: _load(source, device) for source in sources if source != arguments.model}
+    if arguments.model:
+        loaded = {arguments.model: _load(arguments.model, device, arguments.checkpoint), **loaded}
     models = {source: model for source, (model, _) in loaded.items()}
     domains, notes = shared_domains(known, models)
     subjects = TableSubjects(table[arguments.split], domains)
@@ -58,6 +60,11 @@ def run_table(arguments: argparse.Namespace, backbone: "ClipBackbone | None") ->
     digest, kind = split_hash_of_table(arguments.data, subjects.names)
     details = {
         **model_identity(arguments.model, "model"),
+        **(
+            _checkpoint_identity(arguments.model, arguments.checkpoint)
+            if arguments.checkpoint is not None
+            else {}
+        ),
         **model_identity(arguments.compare, "compared"),
         **({"precision": precision_in_words(torch.device(device), arguments.precision)} if sources else {}),
         "data": str(arguments.data),
@@ -82,11 +89,33 @@ def run_table(arguments: argparse.Namespace, backbone: "ClipBackbone | None") ->
     return run
 
 
-def _load(source: str, device: str) -> "tuple[GalipGenerator, IntensityNormalizer]":
+def _load(
+    source: str, device: str, checkpoint: int | None = None
+) -> "tuple[GalipGenerator, IntensityNormalizer]":
+    """A model, or that of a checkpoint; then `source` is the output_dir of its training."""
+    if checkpoint is not None:
+        from ..model.intensity import IntensityNormalizer
+        from ..training.checkpoint_model import load_checkpoint_generator
+
+        generator = load_checkpoint_generator(source, checkpoint)
+        return generator.to(device), IntensityNormalizer(generator.config.domains)
     from ..inference.pipeline import load_model
 
     model, processor = load_model(source)
     return model.to(device), processor
+
+
+def _checkpoint_identity(run: str, step: int) -> dict[str, Any]:
+    """Step of a checkpoint and SHA-256 of what was loaded from it."""
+    from ..files import file_hash
+    from ..training.checkpoint_model import checkpoint_directory
+
+    path = checkpoint_directory(run, step)
+    return {
+        "checkpoint": step,
+        "model_weights_sha256": file_hash(path / "ema.safetensors"),
+        "model_config_sha256": file_hash(path / "state.json"),
+    }
 
 
 def _translator(model: "GalipGenerator", precision: str) -> Translator:

@@ -24,6 +24,7 @@ from ..model.modeling_galip import GalipForImageTranslation
 from .discriminator import GalipDiscriminator
 from .distributed import process_state
 from .memory_estimate import FrozenClip, MemoryEstimate, estimate_memory
+from .patch_discriminator import PatchDiscriminator
 from .precision import with_launcher_precision
 from .recipe import FileRecipe, Recipe
 from .run_facts import count_rows
@@ -64,7 +65,8 @@ def describe_run(recipe: Recipe) -> list[str]:
         model.append(f"parameters: unknown, {place} is not on this machine yet")
         memory = "unknown"
     else:
-        generator, heads = GalipForImageTranslation(config), _discriminator_parameters(config, clip)
+        generator = GalipForImageTranslation(config)
+        heads = _discriminator_parameters(config, clip, bool(training.loss_weights.patch))
         model += [
             f"generator: {sum(parameter.numel() for parameter in generator.parameters()):,} parameters",
             f"discriminator: {heads:,} parameters",
@@ -160,10 +162,15 @@ def _config_of(recipe: Recipe, clip: FrozenClip | None) -> GalipConfig:
     return GalipConfig.from_dict({**widths, **recipe.model})
 
 
-def _discriminator_parameters(config: GalipConfig, clip: FrozenClip) -> int:
+def _discriminator_parameters(config: GalipConfig, clip: FrozenClip, has_patch: bool) -> int:
+    domains = len(config.domains)
     with torch.device("meta"):
-        heads = GalipDiscriminator(len(config.domains), _IMAGE_LAYERS, clip.width, clip.embedding_width)
-    return sum(parameter.numel() for parameter in heads.parameters())
+        networks: list[torch.nn.Module] = [
+            GalipDiscriminator(domains, _IMAGE_LAYERS, clip.width, clip.embedding_width)
+        ]
+        if has_patch:
+            networks.append(PatchDiscriminator(domains))
+    return sum(parameter.numel() for network in networks for parameter in network.parameters())
 
 
 # Data and steps
@@ -224,6 +231,8 @@ def _steps(training: GalipTrainingArguments, data: _Data, processes: int) -> lis
         f"{training.max_steps:,} of {images} images: 2 x batch_size {training.batch_size} x "
         f"gradient_accumulation_steps {training.gradient_accumulation_steps} x {processes} processes"
     ]
+    if training.max_hours is not None:
+        lines.append(f"at most {training.max_hours:g} hours")
     an_epoch = None if data.items is None else data.items // (images // 2)
     if not an_epoch:
         return [*lines, "epochs: unknown before the slices are counted"]

@@ -16,7 +16,7 @@ from benchmarks.quality import brainweb, cyclegan, data
 from benchmarks.quality.brainweb import TISSUES, Sampling, overlap_weights, read_fractions, simulate
 from benchmarks.quality.galip import quality_recipe, train_galip
 from benchmarks.quality.report import seed_mean, table_of
-from benchmarks.quality.scoring import CpuClock, LookupTables, Scorer, mean_of
+from benchmarks.quality.scoring import CpuClock, Scorer, lookup_translator, mean_of
 from galip_hf import GalipError
 from galip_hf.data import phantom
 from galip_hf.data.phantom_table import PhantomRecipe
@@ -170,13 +170,13 @@ def test_a_lookup_table_finds_a_map_of_intensities_and_nothing_else() -> None:
     source = phantom.render(phantom.make_subject(0, size=32, slices=3), "T1")
     source = (source / source.max()).astype(np.float32)
     subject = {"T1": source, "T2": (1 - source**2).astype(np.float32)}
-    tables = LookupTables([subject], ["T1", "T2"])
+    tables = lookup_translator([subject], ["T1", "T2"])
     inside = source > 0.3
     assert np.abs(tables(source, "T1", "T2") - subject["T2"])[inside].max() < 0.01
     # Where one intensity has two targets, the table holds their mean.
     halves = {"T1": np.full((2, 20, 20), 0.6, np.float32), "T2": np.full((2, 20, 20), 0.2, np.float32)}
     halves["T2"][0] = 0.8
-    mean = LookupTables([halves], ["T1", "T2"])(halves["T1"], "T1", "T2")
+    mean = lookup_translator([halves], ["T1", "T2"])(halves["T1"], "T1", "T2")
     assert np.allclose(mean, 0.5)
 
 

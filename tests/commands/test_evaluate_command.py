@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import DOMAINS, smooth_volume
+from conftest import DOMAINS, MakeTrainer, smooth_volume
 
 from galip_hf.cli import main
 from galip_hf.data.paired_subjects import TableSubjects
@@ -39,6 +39,28 @@ def table(tmp_path_factory: pytest.TempPathFactory) -> Path:
     ]
     path = tmp_path_factory.mktemp("data") / "table"
     return write_table(volumes, path, domains=NAMES, image_size=None)
+
+
+def test_a_checkpoint_of_a_run(
+    make_trainer: MakeTrainer, table: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    trainer = make_trainer(max_steps=2, checkpoint_steps=1)
+    trainer.train()
+    run, output = tmp_path / "run", tmp_path / "out"
+    command = ["evaluate", "--data", str(table), "--output", str(output)]
+    assert main([*command, "--model", str(run), "--checkpoint", "2", "--compare", str(run / "model")]) == 0
+    report = json.loads((output / "report.json").read_text(encoding="utf-8"))
+    # The last checkpoint is the model that was saved.
+    comparison = report["comparison"]["psnr"]["directions"]
+    assert all(cell["mean_a"] == pytest.approx(cell["mean_b"], rel=1e-6) for cell in comparison.values())
+    assert report["provenance"]["checkpoint"] == 2
+    weights = run / "checkpoints" / "step-00000002" / "ema.safetensors"
+    assert report["provenance"]["model_weights_sha256"] == file_hash(weights)
+    capsys.readouterr()
+    assert main([*command, "--model", str(run), "--checkpoint", "3", "--overwrite"]) == 2
+    assert "no checkpoint of step 3; it has 1, 2" in capsys.readouterr().err
+    assert main([*command, "--checkpoint", "1", "--overwrite"]) == 2
+    assert "--checkpoint: give the output_dir" in capsys.readouterr().err
 
 
 def test_a_model_on_a_table(model: Path, table: Path, tmp_path: Path) -> None:

@@ -1,17 +1,20 @@
 """The trainable discriminator of pixels: what it sees, its gradients in a step, and resuming."""
 
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import MakeTrainer
+from conftest import MakeTrainer, tiny_run_recipe
 from test_trainer import assert_equal_states, one_step, some_batch, weights
 
 from galip_hf import GalipError
 from galip_hf.training.discriminator import SpectralNormLinear
+from galip_hf.training.dry_run import describe_run
 from galip_hf.training.patch_discriminator import PatchDiscriminator
+from galip_hf.training.recipe import load_recipe
 from galip_hf.training.trainer import GalipTrainer
 from galip_hf.training.training_args import GalipLossWeights
 
@@ -172,3 +175,16 @@ def test_half_precision(make_trainer: MakeTrainer) -> None:
     values = one_step(trainer, some_batch(trainer))
     assert all(torch.isfinite(value) for value in values["losses"].values())
     assert patch_of(trainer).output.linear.weight.dtype == torch.float32
+
+
+def test_a_dry_run_counts_it_and_the_hours(
+    table_directory: Path, clip_directory: Path, tmp_path: Path
+) -> None:
+    path = tiny_run_recipe(tmp_path / "recipe.yaml", table_directory, clip_directory)
+    texts = [
+        "\n".join(describe_run(load_recipe(path, overrides)))
+        for overrides in ([], ["training.loss_weights.patch=1.0", "training.max_hours=1.5"])
+    ]
+    counts = [int(re.findall(r"discriminator: ([\d,]+)", text)[0].replace(",", "")) for text in texts]
+    assert counts[1] - counts[0] == sum(p.numel() for p in PatchDiscriminator(3).parameters())
+    assert "at most 1.5 hours" in texts[1] and "hours" not in texts[0]
