@@ -163,6 +163,9 @@ def test_a_derived_series_has_the_same_geometry_and_no_patient(
     assert image.FrameOfReferenceUID == images[0].FrameOfReferenceUID
     assert image.SeriesInstanceUID != images[0].SeriesInstanceUID
     assert image.Modality == "MR" and image.SOPClassUID == pydicom.uid.MRImageStorage
+    for modality, word in (("PET", "PT"), ("CBCT", "CT")):  # DICOM's words for them
+        folder = write_dicom_series(volume, tmp_path / modality, description="m", modality=modality)
+        assert pydicom.dcmread(folder / "IM00001.dcm").Modality == word
 
 
 def test_patient_tags_are_kept_when_asked_for(tmp_path: Path) -> None:
