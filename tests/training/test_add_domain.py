@@ -83,7 +83,7 @@ def test_pooled_conditioning_grows_too(tiny_backbone: ClipBackbone) -> None:
     [
         ({"name": "T1"}, "names .* are not distinct"),
         ({"prompt": " "}, "prompt is ' '; expected a non-empty string"),
-        ({"modality": "PET"}, "modality is 'PET'"),
+        ({"modality": "mr scan"}, "modality is 'mr scan'"),
         ({"intensity": {"rule": "window", "lower": 1.0, "upper": 0.0}}, "intensity window is 1.0..0.0"),
     ],
 )
