@@ -22,7 +22,7 @@ from galip_hf.data import phantom
 from galip_hf.data.input_statistics import measure_statistics
 from galip_hf.data.phantom_table import phantom_subject_seed, phantom_volumes
 from galip_hf.data.slice_geometry import measure_geometry
-from galip_hf.data.table import SubjectVolume, write_table
+from galip_hf.data.table_writer import SubjectVolume, write_table
 from galip_hf.training.recipe import Recipe, load_recipe
 from galip_hf.training.run_recipe import prepare_table, run_recipe, table_directory
 

@@ -21,7 +21,8 @@ from huggingface_hub.utils import close_session
 from galip_hf import GalipConfig, GalipForImageTranslation, GalipImageProcessor
 from galip_hf.clip.backbone import ClipBackbone
 from galip_hf.clip.tiny_clip import build_tiny_clip
-from galip_hf.data.table import SubjectVolume, load_table, write_table
+from galip_hf.data.table import load_table
+from galip_hf.data.table_writer import SubjectVolume, write_table
 from galip_hf.data.unpaired_dataset import UnpairedSlices
 from galip_hf.training.trainer import GalipTrainer
 from galip_hf.training.training_args import GalipTrainingArguments

@@ -5,7 +5,8 @@ from pathlib import Path
 import datasets
 import numpy as np
 
-from galip_hf.data.table import SubjectVolume, load_table, write_table
+from galip_hf.data.table import load_table
+from galip_hf.data.table_writer import SubjectVolume, write_table
 
 DOMAINS = ["T1", "T2", "CT"]
 FILES = 4

@@ -19,7 +19,8 @@ import torch
 
 from benchmarks import common
 from galip_hf.data.augmentation import SliceAugmentation
-from galip_hf.data.table import SubjectVolume, load_table, write_table
+from galip_hf.data.table import load_table
+from galip_hf.data.table_writer import SubjectVolume, write_table
 from galip_hf.data.unpaired_dataset import UnpairedSlices
 from galip_hf.training.step_loader import StepLoader
 from galip_hf.training.training_args import GalipTrainingArguments

@@ -20,7 +20,7 @@ from galip_hf.cli import main as galip_hf
 from galip_hf.data import phantom
 from galip_hf.data.normalization import normalize_scan
 from galip_hf.data.phantom_table import PhantomRecipe, phantom_subject_seed, phantom_volumes
-from galip_hf.data.table import SubjectVolume, write_table
+from galip_hf.data.table_writer import SubjectVolume, write_table
 from galip_hf.model.domains import IXI_DOMAINS
 from galip_hf.model.intensity import IntensityNormalizer
 

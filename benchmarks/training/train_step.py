@@ -28,7 +28,8 @@ from benchmarks.plain import PlainTraining
 from galip_hf import GalipImageProcessor
 from galip_hf.clip.backbone import ClipBackbone
 from galip_hf.commands.startup import keep_freed_memory
-from galip_hf.data.table import SubjectVolume, load_table, write_table
+from galip_hf.data.table import load_table
+from galip_hf.data.table_writer import SubjectVolume, write_table
 from galip_hf.data.unpaired_dataset import UnpairedSlices
 from galip_hf.training.trainer import GalipTrainer
 from galip_hf.training.training_args import GalipTrainingArguments

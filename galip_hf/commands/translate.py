@@ -2,17 +2,15 @@
 
 import argparse
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..model.errors import GalipError
 from ..version import DISCLAIMER
 from .startup import collector_paused, keep_freed_memory
+from .translate_plan import Job, made_folders, plan_jobs, target_names, without_existing
 
 if TYPE_CHECKING:
-    from ..data.scans import ScanSource
     from ..inference.pipeline import GalipPipeline
     from ..inference.translation import Translation
 
@@ -20,14 +18,6 @@ FORMATS = (
     *("input", "nii.gz", "nii", "img", "mgz", "mgh", "nrrd", "nhdr", "mha", "mhd"),
     *("mat", "npy", "npz", "png", "tif", "dicom"),
 )
-
-
-@dataclass(frozen=True)
-class _Job:
-    """One scan and, for each target, the file (or DICOM folder) to write."""
-
-    scan: "ScanSource"
-    outputs: dict[str, Path]
 
 
 def add_parser(commands: Any) -> None:
@@ -157,11 +147,11 @@ def _translate(arguments: argparse.Namespace) -> int:
     if not 0 < arguments.max_size < float("inf"):
         raise GalipError(f"--max-size is {arguments.max_size}; expected a size in GiB, more than 0")
     with collector_paused():
-        jobs = _plan(arguments)
-        todo = [job for job in (_remaining(job, arguments) for job in jobs) if job.outputs]
+        jobs = plan_jobs(arguments)
+        todo = [job for job in (without_existing(job, arguments) for job in jobs) if job.outputs]
         skipped = sum(len(job.outputs) for job in jobs) - sum(len(job.outputs) for job in todo)
         pipeline = _load(arguments)
-    for name in _targets(arguments):
+    for name in target_names(arguments):
         pipeline.config.domain_index(name)
     pipeline.source_domain(arguments.source)
     if arguments.dry_run:
@@ -170,7 +160,7 @@ def _translate(arguments: argparse.Namespace) -> int:
                 print(f"{job.scan.path} -> {target}: {output}")
         print(f"dry run: nothing was written; {sum(len(job.outputs) for job in todo)} to do, {skipped} exist")
         return 0
-    with _made_folders([job.outputs for job in todo]):
+    with made_folders([job.outputs for job in todo]):
         if len(jobs) == 1 and todo:
             _print_table(list(_run(pipeline, todo[0], arguments)))
             return 0
@@ -193,7 +183,7 @@ def _load(arguments: argparse.Namespace) -> "GalipPipeline":
 
 
 def _run_all(
-    pipeline: "GalipPipeline", jobs: Sequence[_Job], skipped: int, arguments: argparse.Namespace
+    pipeline: "GalipPipeline", jobs: Sequence[Job], skipped: int, arguments: argparse.Namespace
 ) -> int:
     """Every job, going on after failures; 1 if there were any."""
     from tqdm.auto import tqdm
@@ -216,7 +206,7 @@ def _run_all(
 
 
 def _run(
-    pipeline: "GalipPipeline", job: _Job, arguments: argparse.Namespace
+    pipeline: "GalipPipeline", job: Job, arguments: argparse.Namespace
 ) -> Iterator[tuple[Path, "dict[str, Any]"]]:
     """Translate one scan and write it to every target; yields each file written and its report."""
     from tqdm.auto import tqdm
@@ -298,150 +288,3 @@ def _print_table(rows: Sequence[tuple[Path, "dict[str, Any]"]]) -> None:
 
 def _number(value: float | None) -> str:
     return "-" if value is None else f"{value:.3f}"
-
-
-# What to write where
-
-
-def _targets(arguments: argparse.Namespace) -> list[str]:
-    names = [name.strip() for name in arguments.to.split(",")]
-    if not all(names) or len(set(names)) != len(names):
-        raise GalipError(f"--to {arguments.to}: expected domain names separated by commas, each once")
-    return names
-
-
-def _selection(arguments: argparse.Namespace) -> dict[str, str]:
-    chosen: dict[str, str] = {}
-    for text in arguments.select or ():
-        keyword, sign, value = text.partition("=")
-        if not (keyword and sign and value) or keyword in chosen:
-            raise GalipError(
-                f"--select {text}: expected KEYWORD=VALUE such as EchoTime=80, each keyword once"
-            )
-        chosen[keyword] = value
-    return chosen
-
-
-def _suffix(scan: "ScanSource", wanted: str) -> str:
-    """Of the outputs of a scan in a folder; none for a derived DICOM series, which is a folder itself."""
-    from ..data.file_checks import supported_suffix
-
-    if wanted == "dicom":
-        if not scan.files:
-            raise GalipError(f"--format dicom: {scan.path} is no DICOM series; its headers would be needed")
-        return ""
-    if wanted != "input":
-        return f".{wanted}"
-    return "" if scan.files else supported_suffix(scan.path)
-
-
-def _plan(arguments: argparse.Namespace) -> list[_Job]:
-    """The jobs; GalipError for whatever their outputs would clash with."""
-    from ..data.file_checks import has_suffix
-    from ..data.scans import find_scans
-    from ..data.writers import check_output_path
-
-    targets, output = _targets(arguments), Path(arguments.output)
-    scans = find_scans(arguments.inputs, select=_selection(arguments), output=output)
-    names_file = has_suffix(output)
-    single = len(scans) == 1 and len(targets) == 1 and (names_file or not Path(arguments.inputs[0]).is_dir())
-    if single and (names_file or (output.suffix and not output.is_dir())):
-        checked = check_output_path(output, overwrite=arguments.overwrite or arguments.skip_existing)
-        jobs = [_Job(scans[0], {targets[0]: checked})]
-        _check_outputs(jobs, arguments)
-        return jobs
-    if names_file or output.is_file():
-        parts = [scan.series.part for scan in scans if scan.series and scan.series.part]
-        choice = f", or choose one of {', '.join(parts[:4])} with --select KEYWORD=VALUE" if parts else ""
-        raise GalipError(
-            f"--output {output}: {len(scans)} scans to {len(targets)} targets need a folder; give its "
-            f"name{choice}"
-        )
-    jobs = []
-    for scan in scans:
-        suffix = _suffix(scan, arguments.format)
-        jobs.append(_Job(scan, {name: output / f"{scan.name}_{name}{suffix}" for name in targets}))
-    _check_outputs(jobs, arguments)
-    return jobs
-
-
-def _check_outputs(jobs: Sequence[_Job], arguments: argparse.Namespace) -> None:
-    """GalipError if an output, or a file written beside it, is an input, is written twice, or is there."""
-    from ..data.file_checks import COMPANIONS, companion, has_suffix
-    from ..data.writers import check_format
-    from ..inference.translation import outputs_of
-
-    inputs = set()
-    for job in jobs:
-        for file in job.scan.files or (job.scan.path,):
-            inputs.add(file.resolve())
-            if file.suffix.lower() in COMPANIONS:
-                inputs.add(Path(companion(file) or file).resolve())
-    owners: dict[str, Path] = {}  # without regard to case, as many file systems are
-    existing = []
-    for job in jobs:
-        for scan in job.outputs.values():
-            if has_suffix(scan):
-                check_format(scan)
-            _, files = outputs_of(scan, cycle=arguments.cycle_map, figure=arguments.figure)
-            for file in files:
-                owner = owners.setdefault(str(file).lower(), scan)
-                if owner != scan:
-                    raise GalipError(
-                        f"{file}: would be written for both {owner.name} and {scan.name}; rename an input, "
-                        "or translate them into two folders"
-                    )
-                if file.resolve() in inputs:
-                    raise GalipError(f"{file}: is an input, and would be replaced; choose another --output")
-            existing += _in_the_way(scan, files, arguments)
-    if existing:
-        others = f" (with {len(existing) - 1} more)" if len(existing) > 1 else ""
-        remedy = "rename or move it" if arguments.skip_existing else "give --overwrite or --skip-existing"
-        raise GalipError(f"{existing[0]}: already exists{others}; {remedy}")
-
-
-def _in_the_way(scan: Path, files: Sequence[Path], arguments: argparse.Namespace) -> list[Path]:
-    """Of the files that will be written for `scan` those that are there and may not be replaced."""
-    from ..data.dicom_writer import check_output_folder
-    from ..data.file_checks import has_suffix
-    from ..data.own_outputs import read_report, report_path
-
-    if arguments.overwrite:
-        if not has_suffix(scan) and scan.exists():
-            check_output_folder(scan, overwrite=True)
-        return []
-    present = [file for file in files if file.exists()]
-    if not arguments.skip_existing:
-        return present
-    if scan in present:
-        return []  # it is left, with what lies beside it
-    # A run killed while it renamed its outputs leaves the report of this very scan: all are written anew.
-    report = read_report(report_path(scan))
-    return [] if report is not None and report.get("output", scan.name) == scan.name else present
-
-
-@contextmanager
-def _made_folders(outputs: Sequence[dict[str, Path]]) -> Iterator[None]:
-    """Make the folders of the outputs; those that stay empty, as nothing could be translated, go again."""
-    made: list[Path] = []
-    for folder in {path.parent for paths in outputs for path in paths.values()}:
-        made += [parent for parent in (folder, *folder.parents) if not parent.exists()]
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise GalipError(
-                f"--output {folder}: cannot be made ({error.strerror}); choose another"
-            ) from None
-    try:
-        yield
-    finally:
-        for folder in sorted(made, key=lambda path: len(path.parts), reverse=True):
-            with suppress(OSError):
-                folder.rmdir()
-
-
-def _remaining(job: _Job, arguments: argparse.Namespace) -> _Job:
-    """The job without the outputs that exist, under --skip-existing."""
-    if not arguments.skip_existing:
-        return job
-    return _Job(job.scan, {name: path for name, path in job.outputs.items() if not path.exists()})

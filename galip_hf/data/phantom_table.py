@@ -8,7 +8,7 @@ import numpy as np
 from ..model.intensity import IntensityNormalizer
 from . import phantom
 from .normalization import normalize_scan
-from .table import SubjectVolume
+from .table_writer import SubjectVolume
 
 # Seeds of phantom subjects: a block for each split and, in `train` and `clip`, for each contrast: none is met
 # twice.

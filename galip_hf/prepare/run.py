@@ -20,7 +20,8 @@ from typing import Any
 import numpy as np
 from tqdm.auto import tqdm
 
-from ..data.table import MINIMUM_FOREGROUND, SPLITS, SUMMARY_NAME, SubjectVolume, write_table
+from ..data.table import SPLITS, SUMMARY_NAME
+from ..data.table_writer import MINIMUM_FOREGROUND, SubjectVolume, write_table
 from ..files import atomic_write, file_hash
 from ..model.errors import GalipError
 from ..version import __version__

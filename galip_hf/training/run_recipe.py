@@ -22,7 +22,8 @@ from ..data.input_statistics import measure_statistics
 from ..data.phantom_table import phantom_volumes
 from ..data.slice_geometry import measure_geometry
 from ..data.streamed_dataset import StreamedSlices, open_stream
-from ..data.table import SubjectVolume, load_table, write_table
+from ..data.table import load_table
+from ..data.table_writer import SubjectVolume, write_table
 from ..data.unpaired_dataset import UnpairedSlices
 from ..model.configuration_galip import GalipConfig
 from ..model.domains import HOUNSFIELD_MODALITIES

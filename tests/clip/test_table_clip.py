@@ -10,7 +10,8 @@ from conftest import tiny_config, tiny_run_recipe
 from galip_hf import GalipError
 from galip_hf.clip.phantom_clip import TinyClipRecipe, make_tiny_clip, phantom_slices
 from galip_hf.clip.table_clip import captioned_slices
-from galip_hf.data.table import SubjectVolume, load_table, write_table
+from galip_hf.data.table import load_table
+from galip_hf.data.table_writer import SubjectVolume, write_table
 from galip_hf.training.recipe import load_recipe
 from galip_hf.training.run_facts import recipe_facts
 from galip_hf.training.run_recipe import load_backbone

@@ -14,7 +14,8 @@ from conftest import DOMAINS, MakeTrainer, smooth_volume
 
 from galip_hf.cli import main
 from galip_hf.data.paired_subjects import TableSubjects
-from galip_hf.data.table import SubjectVolume, load_table, write_table
+from galip_hf.data.table import load_table
+from galip_hf.data.table_writer import SubjectVolume, write_table
 from galip_hf.evaluation.case_figures import choose_cases
 from galip_hf.files import file_hash
 

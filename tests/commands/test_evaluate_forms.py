@@ -13,7 +13,7 @@ from conftest import DOMAINS, smooth_volume
 
 from galip_hf.cli import main
 from galip_hf.data import phantom
-from galip_hf.data.table import SubjectVolume, write_table
+from galip_hf.data.table_writer import SubjectVolume, write_table
 from galip_hf.evaluation.metrics import fixed_scores
 from galip_hf.evaluation.synthrad import synthrad_scores
 from galip_hf.files import file_hash

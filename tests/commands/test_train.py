@@ -17,7 +17,7 @@ from published_tables import make_table, publish
 from galip_hf import GalipConfig
 from galip_hf.cli import main
 from galip_hf.commands.train import STARTERS, starter
-from galip_hf.data.table import SubjectVolume, write_table
+from galip_hf.data.table_writer import SubjectVolume, write_table
 from galip_hf.training.memory_estimate import FrozenClip, estimate_memory, translation_bytes
 from galip_hf.training.recipe import Recipe, load_recipe
 from galip_hf.training.training_args import GalipTrainingArguments

@@ -160,7 +160,8 @@ def test_faulty_statistics(
 
 
 def test_a_table_gives_the_statistics_of_its_subjects(tmp_path: Path) -> None:
-    from galip_hf.data.table import load_table, write_table
+    from galip_hf.data.table import load_table
+    from galip_hf.data.table_writer import write_table
 
     recipe = PhantomRecipe(train_subjects=9, validation_subjects=0, slices=4)
     volumes = list(phantom_volumes(recipe, PROCESSOR, 0))
@@ -184,7 +185,8 @@ def test_the_model_of_the_repository_keeps_those_of_its_recipe() -> None:
 
 
 def test_a_domain_with_too_little_to_measure_is_left_out(tmp_path: Path) -> None:
-    from galip_hf.data.table import SubjectVolume, load_table, write_table
+    from galip_hf.data.table import load_table
+    from galip_hf.data.table_writer import SubjectVolume, write_table
 
     volumes = [
         SubjectVolume(scan(3, "T1"), "T1", "a", "train"),

@@ -9,7 +9,8 @@ import torch
 
 from galip_hf.data.augmentation import SliceAugmentation
 from galip_hf.data.registered_pairs import registered_rows
-from galip_hf.data.table import SubjectVolume, load_table, write_table
+from galip_hf.data.table import load_table
+from galip_hf.data.table_writer import SubjectVolume, write_table
 from galip_hf.data.unpaired_dataset import UnpairedSlices
 from galip_hf.model.errors import GalipError
 

@@ -7,7 +7,8 @@ import pytest
 
 from galip_hf.data.phantom_table import PhantomRecipe, phantom_volumes
 from galip_hf.data.slice_geometry import measure_geometry
-from galip_hf.data.table import SubjectVolume, crop_or_pad, load_table, write_table
+from galip_hf.data.table import load_table
+from galip_hf.data.table_writer import SubjectVolume, crop_or_pad, write_table
 from galip_hf.model.domains import IXI_DOMAINS
 from galip_hf.model.intensity import IntensityNormalizer
 

@@ -11,14 +11,8 @@ import datasets
 import numpy as np
 import pytest
 
-from galip_hf.data.table import (
-    SliceReader,
-    SubjectVolume,
-    crop_or_pad,
-    domain_slices,
-    load_table,
-    write_table,
-)
+from galip_hf.data.table import SliceReader, domain_slices, load_table
+from galip_hf.data.table_writer import SubjectVolume, crop_or_pad, write_table
 from galip_hf.model.errors import GalipError
 
 DOMAINS = ["T2", "T1"]

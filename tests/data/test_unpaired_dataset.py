@@ -10,7 +10,8 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
-from galip_hf.data.table import SubjectVolume, load_table, write_table
+from galip_hf.data.table import load_table
+from galip_hf.data.table_writer import SubjectVolume, write_table
 from galip_hf.data.unpaired_dataset import UnpairedSlices, plan_epoch
 from galip_hf.model.errors import GalipError
 

@@ -16,7 +16,7 @@ from huggingface_hub import ModelCard
 
 from galip_hf import GalipError
 from galip_hf.cli import main
-from galip_hf.data.table import SubjectVolume, write_table
+from galip_hf.data.table_writer import SubjectVolume, write_table
 from galip_hf.files import file_hash
 from galip_hf.hub.card import by_hand as hand_written
 from galip_hf.hub.card import model_card

@@ -12,7 +12,7 @@ from transformers import AutoImageProcessor, AutoModelForImageToImage
 
 from galip_hf import GalipForImageTranslation, GalipImageProcessor, GalipPipeline
 from galip_hf.cli import main
-from galip_hf.data.table import SubjectVolume, write_table
+from galip_hf.data.table_writer import SubjectVolume, write_table
 from galip_hf.inference.slices import precision_in_words
 
 PRECISIONS = ("fp32", "bf16", "fp16")

@@ -21,7 +21,8 @@ from test_trainer import gradients_at_the_step, largest_difference
 from galip_hf import GalipError, GalipForImageTranslation, GalipImageProcessor
 from galip_hf.clip.backbone import ClipBackbone
 from galip_hf.data.streamed_dataset import StreamedSlices, open_stream
-from galip_hf.data.table import SubjectVolume, load_table, write_table
+from galip_hf.data.table import load_table
+from galip_hf.data.table_writer import SubjectVolume, write_table
 from galip_hf.data.unpaired_dataset import UnpairedSlices
 from galip_hf.training.checkpoint_files import latest_checkpoint, load_state
 from galip_hf.training.distributed import ProcessGroup

@@ -15,7 +15,7 @@ from conftest import DOMAINS, smooth_volume, tiny_run_recipe
 from safetensors.torch import load_file
 from test_recipe import tiny_recipe, write
 
-from galip_hf.data.table import SubjectVolume, write_table
+from galip_hf.data.table_writer import SubjectVolume, write_table
 
 HERE = Path(__file__).resolve().parent
 NAMES = [domain["name"] for domain in DOMAINS]

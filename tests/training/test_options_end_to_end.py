@@ -14,7 +14,8 @@ from test_recipe import tiny_recipe, write
 
 from galip_hf import GalipError, GalipForImageTranslation, GalipImageProcessor
 from galip_hf.clip.backbone import ClipBackbone
-from galip_hf.data.table import SubjectVolume, load_table, write_table
+from galip_hf.data.table import load_table
+from galip_hf.data.table_writer import SubjectVolume, write_table
 from galip_hf.training.add_domain import add_domain
 from galip_hf.training.recipe import load_recipe
 from galip_hf.training.run_recipe import run_recipe

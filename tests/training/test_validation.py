@@ -12,7 +12,8 @@ from skimage.exposure import match_histograms
 
 from galip_hf import GalipForImageTranslation, GalipImageProcessor
 from galip_hf.clip.backbone import ClipBackbone
-from galip_hf.data.table import SubjectVolume, load_table, write_table
+from galip_hf.data.table import load_table
+from galip_hf.data.table_writer import SubjectVolume, write_table
 from galip_hf.evaluation.fid_kid import distribution_distances, slice_features
 from galip_hf.evaluation.metrics import fixed_scores
 from galip_hf.inference.slices import translate_slices
