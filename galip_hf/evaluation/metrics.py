@@ -2,26 +2,27 @@
 
 A decibel means nothing without the way it was computed, so there is no bare `psnr` function here: every
 number comes out of `PAPER` or `FIXED`, whose version rises whenever a change of the computation changes the
-numbers. PSNR and SSIM are scikit-image's; SSIM (Wang et al. 2004) uses the Gaussian window (sigma 1.5, 11 x
-11), in 2-D, slice by slice (slices run in threads: the filters release Python's lock). Arrays passed in are
-never modified; everything is computed in float64.
+numbers. PSNR is scikit-image's, SSIM has its values (`ssim`): Gaussian window (sigma 1.5, 11 x 11), in 2-D,
+slice by slice (slices run in threads: the filters release Python's lock). Arrays passed in are never
+modified; everything is computed in float64.
 """
 
 import math
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Literal, TypeVar
 
 import numpy as np
-from skimage.metrics import peak_signal_noise_ratio, structural_similarity
+from skimage.metrics import peak_signal_noise_ratio
 
 from ..foreground import body_mask
 from ..model.domains import MR_PERCENTILE
 from ..model.errors import GalipError
+from .ssim import RADIUS, LocalMeans
 
-SSIM_WINDOW = 11  # pixels: what scikit-image derives from sigma 1.5 (truncated at 3.5 sigma)
+SSIM_WINDOW = 2 * RADIUS + 1  # pixels
 PSNR_CEILING = 100.0  # dB; identical images would be infinite, which no mean and no JSON file can hold
 
 Window = tuple[float, float]  # (lowest, highest) HU of a CT
@@ -97,14 +98,24 @@ def paper_scores(prediction: np.ndarray, target: np.ndarray) -> Scores:
     prediction, target = _pair(prediction, target)
 
     def score(index: int) -> tuple[float, float, float] | None:
-        sides = [np.asarray(side[index], dtype=np.float64) for side in (prediction, target)]
-        if min(side.max() for side in sides) <= 0:
-            return None
-        p, t = (side / side.max() for side in sides)
-        return _psnr(p, t), _ssim(p, t)[0], float(np.abs(p - t).mean())
+        p, t = (np.asarray(side[index], dtype=np.float64) for side in (prediction, target))
+        return _paper_slice(p, t, LocalMeans.of(p, t))
 
-    per_slice = [scores for scores in _each_slice(score, len(target)) if scores]
-    skipped = len(target) - len(per_slice)
+    return _paper_mean(_each_slice(score, len(target)))
+
+
+def _paper_slice(p: np.ndarray, t: np.ndarray, means: LocalMeans) -> tuple[float, float, float] | None:
+    """PSNR, SSIM and MAE of one slice; None where a side is all zero."""
+    units = float(p.max()), float(t.max())
+    if min(units) <= 0:
+        return None
+    scaled_p, scaled_t = p / units[0], t / units[1]
+    return _psnr(scaled_p, scaled_t), means.ssim(*units)[0], float(np.abs(scaled_p - scaled_t).mean())
+
+
+def _paper_mean(slices: Sequence[tuple[float, float, float] | None]) -> Scores:
+    per_slice = [scores for scores in slices if scores]
+    skipped = len(slices) - len(per_slice)
     if not per_slice:
         return Scores(math.nan, math.nan, math.nan, skipped)
     psnr, ssim, mae = np.mean(per_slice, axis=0).tolist()
@@ -141,20 +152,49 @@ class FixedTarget:
         prediction, target = _pair(prediction, self.values)
         scaled = np.empty_like(target)
 
-        def score(index: int) -> tuple[float, np.ndarray, np.ndarray]:
-            scaled[index] = _scaled(prediction[index], self.low, self.high, clip=self.clipped)
-            mean, ssim_map = _ssim(scaled[index], target[index])
-            inside = self.mask[index]
-            return mean, ssim_map[inside], scaled[index][inside]
+        def score(index: int) -> tuple[float, np.ndarray]:
+            scaled[index] = self.scaled(prediction[index])
+            mean, ssim_map = LocalMeans.of(scaled[index], target[index]).ssim(1.0, 1.0)
+            return mean, ssim_map[self.mask[index]]
 
-        means, maps, inside = zip(*_each_slice(score, len(target)), strict=True)
-        p, t = np.concatenate(inside), target[self.mask]
+        return self._means(scaled, _each_slice(score, len(target)))
+
+    def _means(self, scaled: np.ndarray, slices: Sequence[tuple[float, np.ndarray]]) -> dict[str, Scores]:
+        """From the scaled prediction, which is used up, and each slice's SSIM: its mean, and in the mask."""
+        means, inside = zip(*slices, strict=True)
         unit = self.high - self.low if self.clipped else 1.0
-        masked = Scores(_psnr(p, t), float(np.concatenate(maps).mean()), float(np.abs(p - t).mean()) * unit)
-        psnr = _psnr(scaled, target)
-        scaled -= target
+        p, t = scaled[self.mask], self.values[self.mask]
+        masked = Scores(_psnr(p, t), float(np.concatenate(inside).mean()), float(np.abs(p - t).mean()) * unit)
+        psnr = _psnr(scaled, self.values)
+        scaled -= self.values
         mae = float(np.abs(scaled, out=scaled).mean()) * unit
         return {"masked": masked, "full": Scores(psnr, float(np.mean(means)), mae)}
+
+
+def mr_scores(
+    prediction: np.ndarray, target: np.ndarray, fixed: FixedTarget
+) -> tuple[Scores, dict[str, Scores]]:
+    """`paper_scores` and `FixedTarget.scores` of an MR volume, in little more than the time of one.
+
+    Args:
+        prediction, target: (S, H, W) on one scale.
+        fixed: of the target.
+
+    Raises:
+        GalipError: as both.
+    """
+    prediction, target = _pair(prediction, target)
+    scaled = np.empty_like(fixed.values)
+
+    def score(index: int) -> tuple[tuple[float, float, float] | None, tuple[float, np.ndarray]]:
+        p, t = (np.asarray(side[index], dtype=np.float64) for side in (prediction, target))
+        means = LocalMeans.of(p, t)
+        scaled[index] = fixed.scaled(p)
+        mean, ssim_map = means.ssim(fixed.high, fixed.high)
+        return _paper_slice(p, t, means), (mean, ssim_map[fixed.mask[index]])
+
+    paper, slices = zip(*_each_slice(score, len(target)), strict=True)
+    return _paper_mean(paper), fixed._means(scaled, slices)
 
 
 def fixed_target(
@@ -278,20 +318,6 @@ def _each_slice(call: Callable[[int], Value], count: int) -> list[Value]:
 def _psnr(prediction: np.ndarray, target: np.ndarray) -> float:
     with np.errstate(divide="ignore"):  # identical images
         return min(float(peak_signal_noise_ratio(target, prediction, data_range=1)), PSNR_CEILING)
-
-
-def _ssim(prediction: np.ndarray, target: np.ndarray) -> tuple[float, np.ndarray]:
-    """The mean over one slice (scikit-image leaves out the 5-pixel border of cut windows), and the map."""
-    mean, ssim_map = structural_similarity(
-        target,
-        prediction,
-        gaussian_weights=True,
-        sigma=1.5,
-        use_sample_covariance=False,
-        data_range=1,
-        full=True,
-    )
-    return float(mean), ssim_map
 
 
 def _volume(name: str, array: np.ndarray) -> np.ndarray:

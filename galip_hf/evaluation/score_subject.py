@@ -19,6 +19,7 @@ from .metrics import (
     Scores,
     Window,
     fixed_target,
+    mr_scores,
     paper_scores,
     sharpness_ratio,
     slice_consistency,
@@ -308,10 +309,11 @@ def _baseline_scores(
 
 def _score(prediction: np.ndarray, target: _Target) -> dict[str, Any]:
     """Protocol -> region -> scores of one volume in model space."""
-    paper = paper_scores(prediction, target.volume)
-    fixed = target.fixed.scores(
-        prediction if target.window is None else hounsfield(prediction, target.window)
-    )
+    if target.window is None:
+        paper, fixed = mr_scores(prediction, target.volume, target.fixed)
+    else:
+        paper = paper_scores(prediction, target.volume)
+        fixed = target.fixed.scores(hounsfield(prediction, target.window))
     return {
         "paper": {"full": {**_measures(paper), "skipped_slices": paper.skipped_slices}},
         "fixed": {region: _measures(scores) for region, scores in fixed.items()},
