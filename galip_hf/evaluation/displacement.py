@@ -21,15 +21,18 @@ MEANING = (
 )
 
 
-def slice_shift(first: np.ndarray, second: np.ndarray) -> tuple[float, float]:
+def slice_shift(first: np.ndarray, second: np.ndarray) -> tuple[float, float] | None:
     """(rows, columns) in pixels by which the edges of `second` must be moved to lie on those of `first`.
+
+    None where a slice has no edges at all, such as one of a single value.
 
     Args:
         first, second: (H, W), of any two contrasts.
     """
-    shift, _, _ = phase_cross_correlation(
-        _edges(first), _edges(second), upsample_factor=UPSAMPLING, normalization=None
-    )
+    edges = _edges(first), _edges(second)
+    if not all(side.any() for side in edges):
+        return None
+    shift, _, _ = phase_cross_correlation(*edges, upsample_factor=UPSAMPLING, normalization=None)
     return float(shift[0]), float(shift[1])
 
 
@@ -41,7 +44,8 @@ def displacement(source: np.ndarray, translation: np.ndarray, body: np.ndarray) 
         body: (S, H, W) bool.
     """
     rows = np.flatnonzero(body.mean(axis=(1, 2)) >= SMALLEST_BODY)
-    lengths = [float(np.hypot(*slice_shift(source[row], translation[row]))) for row in rows]
+    shifts = [slice_shift(source[row], translation[row]) for row in rows]
+    lengths = [float(np.hypot(*shift)) for shift in shifts if shift is not None]
     if not lengths:
         return {"median": None, "p95": None}
     return {"median": float(np.median(lengths)), "p95": float(np.percentile(lengths, 95))}

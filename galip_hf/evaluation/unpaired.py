@@ -177,44 +177,56 @@ def evaluate_unpaired(
         for kept in (*real.values(), *fake.values()):
             for measured in kept:
                 measured.texture = scaled(measured.texture, scale)
-    report: dict[str, Any] = {
+    report = {
         "kind": "unpaired",
         "version": VERSION,
         "subjects": len(subjects),
         "slices": sum(subjects.values()),
-        "directions": {},
-        "exclusions": [],
         "meanings": {name: {"says": s, "blind_to": b} for name, (s, b) in MEANINGS.items()},
+        **_report(real, fake, directions, windows),
     }
-    for source, target in directions:
-        name = f"{source}->{target}"
-        if not fake.get(name) or not real.get(target):
-            reason = "no translations" if not fake.get(name) else f"no real scans of {target}"
-            report["exclusions"].append({"subject": "all", "direction": name, "reason": reason})
-            continue
-        report["directions"][name] = _direction(
-            fake[name], real[target], real.get(source, []), windows.get(target)
-        )
-    if not report["directions"]:
-        reasons = "; ".join(f"{e['direction']}: {e['reason']}" for e in report["exclusions"])
-        raise GalipError(
-            f"nothing to compare ({reasons}); expected translations and real scans of their target"
-        )
-    report["classifier"] = classify(
-        {d: [(s.subject, s.texture) for s in its] for d, its in real.items()},
-        {d: [(s.subject, s.texture) for s in fake[d]] for d in report["directions"]},
-    )
     report["clip"] = (
         {"left_out": "no CLIP model was given (--clip SOURCE)"}
         if backbone is None
         else {"features": f"image embeddings of {backbone.source}"}
     )
-    report["per_subject"] = [
-        {"subject": s.subject, "direction": d, "score": s.score, **s.own}
-        for d in report["directions"]
-        for s in fake[d]
-    ]
     return report
+
+
+def _report(
+    real: Mapping[str, list[_Scan]],
+    fake: Mapping[str, list[_Scan]],
+    directions: Sequence[tuple[str, str]],
+    windows: Mapping[str, Window],
+) -> dict[str, Any]:
+    """From real scans by domain and translations by direction: what depends on all of them."""
+    cells: dict[str, Any] = {}
+    exclusions = []
+    for source, target in directions:
+        name = f"{source}->{target}"
+        if not fake.get(name) or not real.get(target):
+            reason = "no translations" if not fake.get(name) else f"no real scans of {target}"
+            exclusions.append({"subject": "all", "direction": name, "reason": reason})
+            continue
+        cells[name] = _direction(fake[name], real[target], real.get(source, []), windows.get(target))
+    if not cells:
+        reasons = "; ".join(f"{e['direction']}: {e['reason']}" for e in exclusions)
+        raise GalipError(
+            f"nothing to compare ({reasons}); expected translations and real scans of their target"
+        )
+    classifier = classify(
+        {d: [(s.subject, s.texture) for s in its] for d, its in real.items()},
+        {d: [(s.subject, s.texture) for s in fake[d]] for d in cells},
+    )
+    per_subject = [
+        {"subject": s.subject, "direction": d, "score": s.score, **s.own} for d in cells for s in fake[d]
+    ]
+    return {
+        "directions": cells,
+        "exclusions": exclusions,
+        "classifier": classifier,
+        "per_subject": per_subject,
+    }
 
 
 def _measure(

@@ -160,9 +160,11 @@ def test_displacement_finds_known_shifts_between_contrasts(shift: tuple[float, f
     moved = ndimage.shift(second, (0, *shift), order=1)
     for original, other in zip(first, moved, strict=True):
         found = slice_shift(original, other)
+        assert found is not None
         assert np.hypot(found[0] + shift[0], found[1] + shift[1]) < 0.25
     scores = displacement(first, moved, body_mask([first]))
     assert scores["median"] == pytest.approx(np.hypot(*shift), abs=0.15)
+    assert slice_shift(first[0], np.zeros_like(first[0])) is None
     assert displacement(first, moved, np.zeros(first.shape, bool)) == {"median": None, "p95": None}
 
 
