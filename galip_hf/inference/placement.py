@@ -23,9 +23,11 @@ if TYPE_CHECKING:
 
 # A scan whose pixels differ less than this from the training's is not resampled.
 SAME_SIZE = 0.02
-# Where the header's voxel size would make the body this much smaller or larger than a training body, the
-# header is wrong (or missing: many converters write 1 mm), and the body's own size is taken instead.
-LEAST_CREDIBLE, MOST_CREDIBLE = 0.4, 2.5
+# Where the header's voxel size would make the body this much smaller than the smallest or larger than the
+# largest training body, the header is wrong (many converters write 1 mm), and the body's own size is taken
+# instead. One or a few slices may show the cap of a head alone: there a small body is believed longer.
+LEAST_CREDIBLE, LEAST_OF_FEW_SLICES, MOST_CREDIBLE = 0.65, 0.4, 1.6
+FEW_SLICES = 3
 MARGIN = 2  # pixels around the body
 OVERLAP = 0.25  # of the canvas: by how much tiles overlap at least
 THICK = 3.0  # sides of a pixel that differ by this factor: the scan's slices lie in another plane
@@ -162,8 +164,11 @@ def _factors(
     notes = _thick_note(volume)
     extent = body_extent(body)
     if extent is not None and pixel_size is None:
-        relative = extent * math.sqrt(rows * columns) / geometry.body_extent
-        if not LEAST_CREDIBLE <= relative <= MOST_CREDIBLE:
+        resulting = extent * math.sqrt(rows * columns)
+        relative = resulting / geometry.body_extent
+        smallest, largest = geometry.body_extent_range
+        least = LEAST_OF_FEW_SLICES if len(body) <= FEW_SLICES else LEAST_CREDIBLE
+        if not least * smallest <= resulting <= MOST_CREDIBLE * largest:
             scale = geometry.body_extent / extent
             aspect = math.sqrt(rows / columns)
             return (
