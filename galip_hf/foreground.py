@@ -96,13 +96,23 @@ def body_mask(mr_volumes: Sequence[np.ndarray], ct_volumes: Sequence[np.ndarray]
     return _one_piece(body)
 
 
+def body_box(body: np.ndarray) -> tuple[slice, ...]:
+    """The bounding box of an (S, H, W) mask; the whole volume where the mask is empty."""
+    if not body.any():
+        return (slice(None),) * body.ndim
+    box = []
+    for axis in range(body.ndim):
+        inside: np.ndarray = np.flatnonzero(np.any(body, axis=tuple({0, 1, 2} - {axis})))
+        box.append(slice(int(inside[0]), int(inside[-1]) + 1))
+    return tuple(box)
+
+
 def body_extent(body: np.ndarray) -> float | None:
     """Side in pixels of the square with the area of the in-plane bounding box of an (S, H, W) mask."""
-    rows = np.flatnonzero(np.any(body, axis=(0, 2)))
-    columns = np.flatnonzero(np.any(body, axis=(0, 1)))
-    if not len(rows):
+    if not body.any():
         return None
-    return float(np.sqrt((rows[-1] - rows[0] + 1) * (columns[-1] - columns[0] + 1)))
+    _, rows, columns = body_box(body)
+    return float(np.sqrt((rows.stop - rows.start) * (columns.stop - columns.start)))
 
 
 def _mr_body(volume: np.ndarray) -> np.ndarray:
@@ -160,4 +170,4 @@ def _filled(mask: np.ndarray) -> np.ndarray:
     return filled
 
 
-__all__ = ["CT_AIR", "Air", "above_air", "body_extent", "body_mask", "find_air"]
+__all__ = ["CT_AIR", "Air", "above_air", "body_box", "body_extent", "body_mask", "find_air"]

@@ -7,7 +7,7 @@ percentiles, they are those of the body's bounding box, in training and in infer
 
 import numpy as np
 
-from ..foreground import body_mask
+from ..foreground import body_box, body_mask
 from ..model.intensity import IntensityNormalizer, NormalizedVolume, is_padding
 
 ROBUST_PERCENTILES = (0.5, 99.5)
@@ -33,15 +33,4 @@ def scan_body(array: np.ndarray) -> np.ndarray:
     return body_mask([np.clip(array, lower, upper)])
 
 
-def body_box(body: np.ndarray) -> tuple[slice, ...]:
-    """The bounding box of an (S, H, W) mask; the whole volume where the mask is empty."""
-    if not body.any():
-        return (slice(None),) * body.ndim
-    box = []
-    for axis in range(body.ndim):
-        inside: np.ndarray = np.flatnonzero(np.any(body, axis=tuple({0, 1, 2} - {axis})))
-        box.append(slice(int(inside[0]), int(inside[-1]) + 1))
-    return tuple(box)
-
-
-__all__ = ["body_box", "normalize_scan", "scan_body"]
+__all__ = ["normalize_scan", "scan_body"]

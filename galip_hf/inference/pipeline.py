@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from ..data.normalization import body_box, scan_body
-from ..foreground import body_mask
+from ..data.normalization import scan_body
+from ..foreground import body_box, body_mask
 from ..model.configuration_galip import GalipConfig
 from ..model.domains import HOUNSFIELD_MODALITIES
 from ..model.errors import GalipError

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from ..foreground import body_extent
+from ..foreground import body_box, body_extent
 from ..model.slice_geometry import SliceGeometry
 from .slices import foreground_box
 
@@ -200,11 +200,9 @@ def _corners(
     body: np.ndarray, shape: tuple[int, int], resized: tuple[int, int], canvas: tuple[int, int]
 ) -> tuple[tuple[int, int], ...]:
     """First pixels of the tiles: one around the body's middle, or as many as cover it."""
-    flat = body.any(axis=0)
     starts = []
-    for axis in (0, 1):
-        inside: np.ndarray = np.flatnonzero(np.any(flat, axis=1 - axis))
-        first, last = (int(inside[0]), int(inside[-1]) + 1) if len(inside) else (0, shape[axis])
+    for axis, box in enumerate(body_box(body)[1:]):
+        first, last, _ = box.indices(shape[axis])
         scale = resized[axis] / shape[axis]
         starts.append(_starts(first * scale, last * scale, canvas[axis], resized[axis]))
     return tuple((row, column) for row in starts[0] for column in starts[1])

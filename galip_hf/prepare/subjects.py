@@ -17,9 +17,9 @@ import numpy as np
 
 from ..data.grid import Grid
 from ..data.masks import read_mask
-from ..data.normalization import body_box, normalize_scan
+from ..data.normalization import normalize_scan
 from ..data.table_writer import MINIMUM_FOREGROUND
-from ..foreground import above_air, body_mask
+from ..foreground import above_air, body_box, body_mask
 from ..model.errors import GalipError
 from ..model.intensity import IntensityNormalizer
 from ..model.slice_geometry import PLANES

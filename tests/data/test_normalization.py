@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 
 from galip_hf.data import phantom
-from galip_hf.data.normalization import body_box, normalize_scan, scan_body
+from galip_hf.data.normalization import normalize_scan, scan_body
+from galip_hf.foreground import body_box
 from galip_hf.model.domains import default_rule
 from galip_hf.model.errors import GalipError
 from galip_hf.model.intensity import IntensityNormalizer

@@ -18,13 +18,13 @@ import pytest
 from galip_hf.cli import main
 from galip_hf.data import phantom
 from galip_hf.data.grid import Grid
-from galip_hf.data.normalization import body_box, normalize_scan
+from galip_hf.data.normalization import normalize_scan
 from galip_hf.data.paired_subjects import TableSubjects
 from galip_hf.data.table import SliceReader, domain_rows, load_table
 from galip_hf.data.table_writer import crop_or_pad
 from galip_hf.data.volumes import Volume
 from galip_hf.data.writers import write_volume
-from galip_hf.foreground import body_mask
+from galip_hf.foreground import body_box, body_mask
 from galip_hf.model.domains import default_rule
 from galip_hf.model.errors import GalipError
 from galip_hf.model.intensity import IntensityNormalizer
