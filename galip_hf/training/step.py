@@ -148,7 +148,8 @@ class TrainingStep:
         weights = self.weights
         with self.autocast():
             prompts = self._prompts(batch)
-            wants_fakes = bool(weights.cycle or weights.paired or weights.patch or self._uses_clip)
+            on_pixels = weights.cycle or weights.paired or weights.structure or weights.patch
+            wants_fakes = bool(on_pixels or self._uses_clip)
             features = _Cut(self._encode(batch.sources))
             if weights.identity:
                 same = self._translate(features.leaves, batch.source_labels, batch, prompts)
@@ -197,6 +198,9 @@ class TrainingStep:
         if self.weights.paired:
             paired = losses.paired_loss(fakes, batch.targets, batch.registered)
             self._run_backward({"paired": paired}, share, values)
+        if self.weights.structure:
+            structure = losses.structure_loss(fakes, batch.sources)
+            self._run_backward({"structure": structure}, share, values)
         if self.patch_discriminator is not None:
             self._patch_part(self.patch_discriminator, batch, fakes, share, values)
         if self._uses_clip:

@@ -46,3 +46,25 @@ def test_the_papers_sum_over_both_directions_is_twice_the_mean() -> None:
     both = losses.DIRECTIONS * losses.adversarial_generator_loss(torch.cat([a_to_b, b_to_a]))
     separate = losses.adversarial_generator_loss(a_to_b) + losses.adversarial_generator_loss(b_to_a)
     assert both.item() == separate.item() == 4.25
+
+
+def test_structure_loss_ignores_a_change_of_contrast_and_sees_an_edge_that_moves() -> None:
+    source = torch.full((1, 1, 32, 32), 0.2)
+    source[..., 8:24, 8:24] = 0.8
+    inverted, moved = 1 - source, source.roll(4, dims=-1)
+    assert losses.structure_loss(source, source).item() < 0.05  # not 0: the allowance for noise
+    assert losses.structure_loss(inverted, source).item() == pytest.approx(
+        losses.structure_loss(source, source).item(), abs=1e-4
+    )
+    assert losses.structure_loss(moved, source).item() > 0.3
+    assert losses.structure_loss(torch.full_like(source, 0.5), source).item() == pytest.approx(1, abs=1e-4)
+
+
+def test_structure_loss_asks_nothing_of_empty_sources_and_reaches_the_translation_alone() -> None:
+    generator = torch.Generator().manual_seed(0)
+    source = torch.rand(1, 1, 16, 16, generator=generator, requires_grad=True)
+    translation = torch.rand(1, 1, 16, 16, generator=generator, requires_grad=True)
+    losses.structure_loss(translation, source).backward()
+    assert source.grad is None
+    assert translation.grad is not None and translation.grad.abs().max() > 0
+    assert losses.structure_loss(translation, torch.zeros_like(source)).item() == 0

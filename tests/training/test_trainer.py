@@ -103,6 +103,7 @@ def losses_from_the_definition(
         "clip": -(fake.embedding * text).sum(1).mean(),
         "class_token": (1 - cosine).mean(),
         "paired": ((fakes - target).abs().mean((1, 2, 3)) * batch.registered).mean(),
+        "structure": losses.structure_loss(fakes, batch.sources),
     }
     cut = score([tokens.detach() for tokens in fake.patch_tokens], batch.target_domains, text)
     judged = {"loss": (real_logits - 1).square().mean() + cut.square().mean(), "real": real_logits.mean()}
@@ -135,7 +136,7 @@ def gradients_at_the_step(
 
 
 def test_losses_are_those_of_the_method(make_trainer: MakeTrainer) -> None:
-    trainer = make_trainer(loss_weights=GalipLossWeights(paired=1.0))
+    trainer = make_trainer(loss_weights=GalipLossWeights(paired=1.0, structure=1.0))
     batch = dataclasses.replace(some_batch(trainer), registered=torch.tensor([1.0, 0.0, 1.0, 0.0]))
     expected, judged = losses_from_the_definition(trainer, batch)
     values = one_step(trainer, batch)
@@ -151,7 +152,7 @@ def test_losses_are_those_of_the_method(make_trainer: MakeTrainer) -> None:
 def test_gradients_are_those_of_the_weighted_sums_over_both_directions(make_trainer: MakeTrainer) -> None:
     """One shared pass of the heads gives what a pass for the generator and one for the heads would."""
     chosen = GalipLossWeights(
-        cycle=3.0, adversarial=0.5, class_token=0.25, clip=2.0, identity=0.75, paired=1.5
+        cycle=3.0, adversarial=0.5, class_token=0.25, clip=2.0, identity=0.75, paired=1.5, structure=0.8
     )
     trainer = make_trainer(loss_weights=chosen)
     batch = dataclasses.replace(some_batch(trainer), registered=torch.tensor([0.0, 1.0, 0.0, 1.0]))

@@ -105,5 +105,6 @@ def test_to_dict_is_plain() -> None:
         "clip": 1.0,
         "identity": 1.0,
         "paired": 0.0,
+        "structure": 0.0,
         "patch": 0.0,
     }
