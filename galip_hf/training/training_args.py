@@ -18,10 +18,10 @@ PRECISIONS = ("no", "bf16", "fp16")
 class GalipLossWeights:
     """Weights of the losses (the paper's λ). A loss of weight 0 is not computed.
 
-    Three are not the paper's: `paired`, an L1 distance of the translation to the target, on registered pairs;
-    `structure`, which keeps the edges of the source where they are (`losses.structure_loss`); and `patch`, the
-    least-squares adversarial loss of `PatchDiscriminator`, a trainable discriminator of pixels beside the heads
-    on CLIP features.
+    Three are not the paper's: `paired`, an L1 distance of the translation to the target, on registered
+    pairs; `structure`, which keeps the edges of the source where they are (`losses.structure_loss`); and
+    `patch`, the least-squares adversarial loss of `PatchDiscriminator`, a trainable discriminator of pixels
+    beside the heads on CLIP features.
     """
 
     cycle: float = 10.0
