@@ -8,9 +8,9 @@ from PIL import Image
 
 from ..figures import DIFFERENCE_LIMIT
 
-LONGEST_SIDE = 128  # pixels: every n-th pixel of larger slices is shown
+LONGEST_SIDE = 128  # pixels: larger slices are averaged over blocks of n x n pixels
 GAP = 2  # pixels between the pictures of a strip
-QUALITY = 80
+QUALITY = 75
 
 
 class Panels:
@@ -59,7 +59,8 @@ def webp(image: Image.Image) -> str:
 
 def _small(image: np.ndarray) -> np.ndarray:
     step = -(-max(image.shape) // LONGEST_SIDE)
-    return (np.clip(image[::step, ::step], 0, 1) * 255).round().astype(np.uint8)
+    picture = Image.fromarray((np.clip(image, 0, 1) * 255).round().astype(np.uint8))
+    return np.asarray(picture.reduce(step))  # every n-th pixel would show, and store, the noise
 
 
 def _rgb(image: np.ndarray) -> np.ndarray:
