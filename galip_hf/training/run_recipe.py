@@ -143,8 +143,12 @@ def make_config(recipe: Recipe, backbone: ClipBackbone) -> GalipConfig:
 
 
 def initial_config(recipe: Recipe) -> GalipConfig:
-    """The configuration of `training.initial_model`; what the recipe says of the model must agree with it."""
+    """The configuration of `training.initial_model`; what the recipe says of the model must agree with it.
+
+    Only `image_size` may be another: no weight depends on it, and training on small slices first is cheaper.
+    """
     config = GalipConfig.from_pretrained(str(recipe.training.initial_model))
+    config.image_size = recipe.model.get("image_size", config.image_size)
     for key, value in recipe.model.items():
         if getattr(config, key) != value:
             raise GalipError(
@@ -156,9 +160,9 @@ def initial_config(recipe: Recipe) -> GalipConfig:
 
 def load_initial_model(recipe: Recipe) -> GalipForImageTranslation:
     """`training.initial_model` in float32, whatever it was saved in."""
-    initial_config(recipe)
+    config = initial_config(recipe)
     source = str(recipe.training.initial_model)
-    return GalipForImageTranslation.from_pretrained(source, dtype=torch.float32)
+    return GalipForImageTranslation.from_pretrained(source, config=config, dtype=torch.float32)
 
 
 @dataclass(frozen=True)
