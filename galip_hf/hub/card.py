@@ -17,6 +17,7 @@ import yaml
 from ..files import file_hash
 from ..model.configuration_galip import GalipConfig
 from ..model.errors import GalipError
+from ..strict_yaml import parse_yaml
 from .card_rendering import CardFacts, render_card
 from .model_directory import CARD, CONFIG, REPORT, TRAINING, read_json, read_text
 
@@ -150,13 +151,14 @@ def parse_card(text: str, where: str) -> Card:
     text = text.replace("\r\n", "\n")
     front_matter = _FRONT_MATTER.match(text)
     try:
-        data = (yaml.safe_load(front_matter[1]) or {}) if front_matter else {}
+        # The line before it, ---, counts too.
+        data = (parse_yaml(f"\n{front_matter[1]}", "front matter")[0] or {}) if front_matter else {}
         if not isinstance(data, dict):
             raise ValueError(f"expected keys with values, not a {type(data).__name__}")
         data = {key: value for key, value in data.items() if value is not None}
         for key in {"tags", "datasets"} & data.keys():
             data[key] = list(dict.fromkeys([data[key]] if isinstance(data[key], str) else data[key]))
-    except (ValueError, TypeError, yaml.YAMLError) as error:
+    except (ValueError, TypeError) as error:
         reason = " ".join(str(error).split())[:200]
         raise GalipError(f"{where}: the card's front matter is not readable ({reason}); mend it") from None
     markers = _MARKER.findall(text)
