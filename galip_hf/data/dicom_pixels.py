@@ -12,6 +12,7 @@ import numpy as np
 from ..extras import require
 from ..model.errors import GalipError
 from .dicom_decoding import PixelDecoder
+from .dicom_deflated import pixel_bytes, pixel_source
 from .dicom_frames import frame_groups, quiet
 from .dicom_geometry import SAME_DIRECTION, numbers
 from .dicom_mosaic import read_mosaic, says_mosaic
@@ -90,7 +91,7 @@ def read_slices(path: Path, decoder: PixelDecoder, wanted: frozenset[int] | None
 
     check_file(path)
     with corrupt_as_error(path), quiet():
-        dataset = pydicom.dcmread(path, force=True)
+        dataset = pydicom.dcmread(pixel_source(path), force=True)
         _check_image(dataset, path)
         compressed = dataset.file_meta.TransferSyntaxUID.is_encapsulated
         stored = decoder.decode(path) if compressed else dataset.pixel_array
@@ -215,13 +216,28 @@ def _check_image(dataset: Any, path: Path) -> None:
         raise GalipError(
             f"{path}: {count} frames without positions ({kind}); expected single slices or Enhanced"
         )
-    announced = dataset.Rows * dataset.Columns * count * dataset.BitsAllocated // 8
+    announced = pixel_bytes(dataset)
     if announced < 1:
         raise GalipError(f"{path}: {count} frames of {dataset.Rows} x {dataset.Columns} pixels hold no image")
     available = len(dataset.PixelData)
     if syntax.is_encapsulated:
         available = max(available * _COMPRESSION_RATIO, _SMALL_IMAGE)
+    else:
+        _check_surplus(dataset, announced, path)
     check_announced(announced, available, path)
+
+
+def _check_surplus(dataset: Any, announced: int, path: Path) -> None:
+    """Refuse pixels that are longer than Rows and Columns say by more than padding: one of both is wrong.
+
+    Read by wrong Columns, each row begins elsewhere, and the picture is sheared.
+    """
+    found, shorter = len(dataset.PixelData), min(int(dataset.Rows), int(dataset.Columns))
+    if found - announced >= max(shorter * dataset.BitsAllocated // 8, 2):
+        raise GalipError(
+            f"{path}: the pixels take {found} bytes, and {dataset.Rows} rows of {dataset.Columns} columns of "
+            f"{dataset.BitsAllocated} bits {announced}; correct the header, or copy the file again"
+        )
 
 
 def _native_syntax(implicit: bool, little: bool) -> Any:

@@ -21,6 +21,7 @@ from ..files import files_below
 from ..model.errors import GalipError
 from . import dicom_series, itk, nifti
 from .dicom import read_series
+from .dicom_deflated import header_source
 from .dicom_writer import write_dicom_series
 from .file_checks import MAX_SIZE, SUFFIXES, check_size, has_suffix, one_of_each_pair
 from .own_outputs import is_own_output
@@ -271,7 +272,9 @@ def _check_dicom_size(source: ScanSource, max_size: int) -> bool:
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
-                header = pydicom.dcmread(file, stop_before_pixels=True, specific_tags=tags, force=True)
+                header = pydicom.dcmread(
+                    header_source(file), stop_before_pixels=True, specific_tags=tags, force=True
+                )
                 frames += int(header.get("NumberOfFrames") or 1)
                 largest = max(largest, (int(header.get("Rows", 0)), int(header.get("Columns", 0))))
                 makers.add(str(header.get("Manufacturer", "")))
