@@ -7,6 +7,7 @@ import sys
 from collections.abc import Sequence
 
 from .commands import add_domain, card, convert, evaluate, inspect, prepare, push, train, translate
+from .files import told_if_full
 from .model.errors import GalipError
 from .version import __version__
 
@@ -51,7 +52,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments.command_line = shlex.join(["galip-hf", *argv])  # for reports that say how they were made
     quiet_libraries()
     try:
-        code: int | None = arguments.run(arguments)
+        with told_if_full():
+            code: int | None = arguments.run(arguments)
     except GalipError as error:
         print(f"galip-hf: error: {error}", file=sys.stderr)
         return 2

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate.utils import gather_object
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 from tqdm.auto import tqdm
@@ -328,7 +327,7 @@ class GalipTrainer:
         """Name the batches of skipped steps; stop when there were too many in a row."""
         dataset: Any = self.loader.dataset
         for step, is_own, rows in self.state.guard.collect(self.state.step):
-            batches = gather_object([(is_own, [dataset.subject_and_slice(row) for row in rows])])
+            batches = self.processes.gathered([(is_own, [dataset.subject_and_slice(row) for row in rows])])
             # Those whose losses were not finite, or all of them: then the fault lies in the gradients.
             processes = [number for number, (is_bad, _) in enumerate(batches) if is_bad]
             processes = processes or list(range(len(batches)))
