@@ -220,6 +220,35 @@ def write_report(report: Mapping[str, Any], path: str | os.PathLike[str]) -> Pat
     return path
 
 
+def read_text(path: Path) -> str:
+    """A text file.
+
+    Raises:
+        GalipError: it cannot be read.
+    """
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError):
+        raise GalipError(f"{path}: not readable; expected a text file") from None
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object.
+
+    Raises:
+        GalipError: it cannot be read.
+    """
+    try:
+        values = json.loads(read_text(path))
+    except (ValueError, RecursionError) as error:
+        if isinstance(error, GalipError):
+            raise
+        values = None
+    if not isinstance(values, dict):
+        raise GalipError(f"{path}: not readable as JSON; expected an object")
+    return values
+
+
 def files_below(folder: str | os.PathLike[str]) -> list[Path]:
     """All files below a folder, in the order of their paths; hidden files and folders are passed over."""
     files = []
@@ -245,6 +274,8 @@ __all__ = [
     "atomic_write",
     "file_hash",
     "files_below",
+    "read_json",
+    "read_text",
     "told_if_full",
     "told_if_unwritable",
     "write_report",

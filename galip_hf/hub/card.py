@@ -14,12 +14,12 @@ from typing import Any
 
 import yaml
 
-from ..files import file_hash
+from ..files import file_hash, read_json, read_text
 from ..model.configuration_galip import GalipConfig
 from ..model.errors import GalipError
 from ..strict_yaml import parse_yaml
 from .card_rendering import CardFacts, render_card
-from .model_directory import CARD, CONFIG, REPORT, TRAINING, read_json, read_text
+from .model_directory import CARD, CONFIG, REPORT, TRAINING
 
 _NAMES = "model|use|limits|training|evaluation|citation"
 _MARKER = re.compile(rf"<!-- galip-hf: (begin|end) ({_NAMES}) -->")

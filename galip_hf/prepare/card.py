@@ -2,9 +2,9 @@
 
 import json
 from pathlib import Path
-from typing import Any
 
 from ..data.table import SUMMARY_NAME, load_table, quiet_unless_terminal
+from ..files import read_json
 from ..model.errors import GalipError
 from .describe import describe_summary
 from .splits import SPLITS_NAME
@@ -13,10 +13,7 @@ from .splits import SPLITS_NAME
 def card_text(directory: str | Path, name: str) -> str:
     """The body of the dataset card (Markdown), from the table's summary: measured values only."""
     path = Path(directory) / SUMMARY_NAME
-    try:
-        summary: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        raise GalipError(f"{path}: not readable; expected a table made by galip-hf prepare") from None
+    summary = read_json(path)
     settings = json.dumps(summary.get("settings", {}), indent=2)
     return f"""# {name}
 
