@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -38,6 +39,16 @@ PLAIN_TAGS = (
     *("LossyImageCompression", "LossyImageCompressionRatio", "LossyImageCompressionMethod"),
 )
 _UIDS = ("SOPClassUID", "SOPInstanceUID", "StudyInstanceUID", "SeriesInstanceUID", "FrameOfReferenceUID")
+# What the standard has for coded texts among them; any other text may say something else, and is not kept.
+_CODES = {
+    "Laterality": "[LR]",
+    "PatientPosition": "[HFLRAP]F(S|P|DR|DL)",
+    "LossyImageCompression": "0[01]",
+    "LossyImageCompressionMethod": "ISO_[0-9_]+",
+    # Of PS3.16, annex L.
+    "BodyPartExamined": "HEAD|BRAIN|SKULL|FACE|NECK|HEADNECK|[CTL]SPINE|SPINE|CHEST|BREAST|LUNG|HEART|"
+    "ABDOMEN|LIVER|KIDNEY|PELVIS|PROSTATE|HIP|LEG|KNEE|ANKLE|FOOT|SHOULDER|ARM|ELBOW|WRIST|HAND|EXTREMITY|WHOLEBODY",
+}
 # In Enhanced multi-frame images these lie in sequences, one for all frames or one for each.
 _FUNCTIONAL_GROUPS = {
     "PlanePositionSequence": ("ImagePositionPatient",),
@@ -265,6 +276,11 @@ def _kept(dataset: Any, groups: dict[str, Any], path: Path, number: int) -> Any:
             if np.isfinite(numbers(kept, tag)).all():
                 continue
         del kept[tag]
+    for tag, pattern in _CODES.items():
+        found = kept.get(tag)
+        codes = [found] if isinstance(found, str) else list(found or [])
+        if tag in kept and not all(re.fullmatch(pattern, str(code)) for code in codes):
+            del kept[tag]
     if int(dataset.get("NumberOfFrames") or 1) > 1:
         kept.ReferencedFrameNumber = number + 1
     for tag, length in zip(GEOMETRY, (3, 6, 2), strict=True):

@@ -45,6 +45,7 @@ class ScanSource:
         name: unique among the scans found together, without suffix, fit for a file name.
         files: the files of a DICOM series, sorted by name; empty for other formats.
         series: of DICOM, which images of `files` are meant; None: all, which must be one stack.
+        shown: `path` as reports name it: below the folder that was searched, without the folders above.
     """
 
     path: Path
@@ -52,6 +53,7 @@ class ScanSource:
     name: str
     files: tuple[Path, ...] = ()
     series: dicom_series.Series | None = None
+    shown: str = ""
 
 
 def find_scans(
@@ -98,7 +100,14 @@ def find_scans(
             raise GalipError(f"{root}: no scans in this folder; expected DICOM or {', '.join(SUFFIXES)}")
         found += sorted(here, key=lambda scan: (str(scan.path), scan.label, scan.uid, scan.part))
     return [
-        ScanSource(scan.path, scan.uid or None, name, scan.series.files if scan.series else (), scan.series)
+        ScanSource(
+            scan.path,
+            scan.uid or None,
+            name,
+            scan.series.files if scan.series else (),
+            scan.series,
+            scan.shown,
+        )
         for scan, name in zip(found, _unique_names(found), strict=True)
     ]
 
@@ -116,6 +125,12 @@ class _Found:
     def uid(self) -> str:
         """SeriesInstanceUID, "" where there is none."""
         return (self.series.uid if self.series else None) or ""
+
+    @property
+    def shown(self) -> str:
+        """The path below the folder that was searched; of that folder, or of a file given, the name."""
+        inside = self.root.is_dir() and self.path != self.root
+        return self.path.relative_to(self.root).as_posix() if inside else self.path.resolve().name
 
     @property
     def part(self) -> str:

@@ -78,7 +78,7 @@ def model_card(
     directory = Path(directory)
     facts = model_facts(directory)
     options = [f"{name}={json.dumps(value)}" for name, value in (loading or {}).items() if value]
-    facts.source = ", ".join([json.dumps(repo or str(directory)), *options])
+    facts.source = ", ".join([json.dumps(repo or _shown(directory)), *options])
     facts.has_code = facts.has_code or has_code
     base = read_card(directory / CARD)
     if pushed is not None and (base is None or not _is_edited(base, facts)):
@@ -113,6 +113,11 @@ def evidence(directory: Path) -> list[str]:
 def _pictures(directory: Path) -> list[str]:
     paths = [*sorted(directory.glob("*.png")), *sorted(directory.glob("panels/*.png"))]
     return [path.relative_to(directory).as_posix() for path in paths]
+
+
+def _shown(directory: Path) -> str:
+    """A directory as the usage example names it: a card may be published, so no absolute path."""
+    return directory.name if directory.is_absolute() else str(directory)
 
 
 def check_report(directory: Path, report: Mapping[str, Any], path: Path) -> None:

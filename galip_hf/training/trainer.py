@@ -31,7 +31,7 @@ from .distributed import ProcessGroup
 from .final_push import check_final_push, push_final_model
 from .precision import autocast, use_deterministic_algorithms, with_launcher_precision
 from .resume import RunIdentity, resume_run, save_run
-from .run_facts import write_training_facts
+from .run_facts import told_settings, write_training_facts
 from .run_log import RunLog
 from .signals import SIGNALS, noted_signals
 from .state import new_state
@@ -233,7 +233,7 @@ class GalipTrainer:
                 self.arguments.output_path,
                 self.arguments.report_to,
                 project=self.arguments.project,
-                settings=self.arguments.to_dict(),
+                settings=told_settings(self.arguments),
                 step=self.state.step,
             )
             if self._is_main
