@@ -2,10 +2,10 @@
 
     python tests/data/soak.py MINUTES [FIRST_SEED]
 
-Batches run in forked processes with 4 GB of further address space, so that a crash ends a batch alone. Each mutant
-must be refused in one line, or read as the format's own library reads it in a clean process
-(`reference_readers`); a volume whose notes say what was mended may differ, and is counted apart. So is one
-that the library refuses. Recipes, the JSON of tables and the Arrow file of a table are mutated too. Prints
+Batches run in forked processes with 4 GB of further address space, so that a crash ends a batch alone. Each
+mutant must be refused in one line, or read as the format's own library reads it in a clean process
+(`reference_readers`). A volume whose notes say what was mended may differ, and is counted apart; so is one
+that the library refuses. Recipes, and the JSON files of a table, are mutated too. Prints
 the counts, and every failure with its seed; the exit code is 1 where there was one.
 """
 
@@ -71,10 +71,9 @@ def scans(files: dict[str, Path], folder: Path, seeds: range, last: Path) -> Cou
 
 
 def texts(table: Path, folder: Path, seeds: range, last: Path) -> Counter:
-    """Outcomes of mutated recipes, JSON and Arrow files."""
+    """Outcomes of mutated recipes and JSON files of a table."""
     counts: Counter = Counter()
     recipe = RECIPE.read_bytes()
-    # The Arrow file is memory-mapped and holds what was written: its schema is mutated, in the JSON beside.
     parts = ["dataset_dict.json", "summary.json", "train/dataset_info.json", "train/state.json"]
     for seed in seeds:
         path = folder / "recipe.yaml"
