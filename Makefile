@@ -4,7 +4,7 @@ BIN := .venv/bin
 INSTALLED := .venv/.installed
 SOURCES := galip_hf tests examples benchmarks
 
-.PHONY: demo test test-lowest quality style phantom-model clean
+.PHONY: demo test test-lowest soak quality style phantom-model clean
 
 # Installed again only when the dependencies change.
 $(INSTALLED): setup.cfg pyproject.toml
@@ -25,6 +25,11 @@ test-lowest:
 	.venv-lowest/bin/python .ci/lowest_constraints.py > .venv-lowest/constraints.txt
 	.venv-lowest/bin/python -m pip install --quiet --disable-pip-version-check -e ".[test]" -c .venv-lowest/constraints.txt
 	PYTHONUTF8=1 .venv-lowest/bin/python -m pytest --numprocesses 2 --dist loadfile $(PYTEST_ARGUMENTS)
+
+# Mutated files of every format, for SOAK_MINUTES; prints the counts, and each failure with its seed.
+SOAK_MINUTES ?= 60
+soak: $(INSTALLED)
+	PYTHONUTF8=1 PYTHONPATH=tests:tests/data $(BIN)/python tests/data/soak.py $(SOAK_MINUTES) $(SOAK_FIRST_SEED)
 
 quality: $(INSTALLED)
 	$(BIN)/ruff check $(SOURCES)

@@ -7,7 +7,9 @@ import sys
 from collections.abc import Sequence
 
 from .commands import add_domain, card, convert, evaluate, inspect, prepare, push, train, translate
+from .files import told_if_full
 from .model.errors import GalipError
+from .shown_paths import short_command
 from .version import __version__
 
 
@@ -48,10 +50,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code."""
     argv = list(sys.argv[1:] if argv is None else argv)
     arguments = _parse(argv)
-    arguments.command_line = shlex.join(["galip-hf", *argv])  # for reports that say how they were made
+    words = argv if getattr(arguments, "full_paths", False) else short_command(argv)
+    arguments.command_line = shlex.join(["galip-hf", *words])  # for reports that say how they were made
     quiet_libraries()
     try:
-        code: int | None = arguments.run(arguments)
+        with told_if_full():
+            code: int | None = arguments.run(arguments)
     except GalipError as error:
         print(f"galip-hf: error: {error}", file=sys.stderr)
         return 2

@@ -1,5 +1,6 @@
 """Files and folders that appear whole or not at all."""
 
+import errno
 import hashlib
 import json
 import os
@@ -21,6 +22,7 @@ except ImportError:  # Windows: what a killed run leaves stays there
     fcntl = None  # type: ignore[assignment]
 
 _MARK = ".writing-"  # in the names of the temporary folders: nobody else's
+_NO_ROOM = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT, errno.EROFS)
 _LOCK, _REPLACED, _BACKUP = ".galip-lock", ".galip-replaced", ".galip-backup"
 
 
@@ -174,6 +176,31 @@ def told_if_unwritable(path: str | os.PathLike[str], remedy: str) -> Iterator[No
         raise GalipError(f"{os.fspath(path)}: cannot be written ({reason}); {remedy}") from None
 
 
+@contextmanager
+def told_if_full(
+    name: str | os.PathLike[str] = "the output", remedy: str = "make room, or write elsewhere"
+) -> Iterator[None]:
+    """Turn the failure of a write in the block for want of room into one line; other errors pass.
+
+    Args:
+        name: of what is written, where the error names no file.
+        remedy: what to do.
+
+    Raises:
+        GalipError: the disk is full, a quota or a limit of the file size is reached, or the disk may only be
+            read.
+    """
+    try:
+        yield
+    except Exception as error:  # safetensors and tokenizers have types of their own, and say "(os error 28)"
+        found = re.search(r"\(os error (\d+)\)", str(error))
+        number = error.errno if isinstance(error, OSError) else int(found[1]) if found else None
+        if number not in _NO_ROOM:
+            raise
+        named = getattr(error, "filename", None) or name
+        raise GalipError(f"{os.fspath(named)}: cannot be written ({os.strerror(number)}); {remedy}") from None
+
+
 def write_report(report: Mapping[str, Any], path: str | os.PathLike[str]) -> Path:
     """Writes a report as JSON (indent 2), complete or not at all.
 
@@ -191,6 +218,35 @@ def write_report(report: Mapping[str, Any], path: str | os.PathLike[str]) -> Pat
     with atomic_write(path) as temporary:
         temporary.write_text(text + "\n", encoding="utf-8")
     return path
+
+
+def read_text(path: Path) -> str:
+    """A text file.
+
+    Raises:
+        GalipError: it cannot be read.
+    """
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError):
+        raise GalipError(f"{path}: not readable; expected a text file") from None
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object.
+
+    Raises:
+        GalipError: it cannot be read.
+    """
+    try:
+        values = json.loads(read_text(path))
+    except (ValueError, RecursionError) as error:
+        if isinstance(error, GalipError):
+            raise
+        values = None
+    if not isinstance(values, dict):
+        raise GalipError(f"{path}: not readable as JSON; expected an object")
+    return values
 
 
 def files_below(folder: str | os.PathLike[str]) -> list[Path]:
@@ -213,4 +269,14 @@ def file_hash(path: str | os.PathLike[str]) -> str | None:
     return digest.hexdigest()
 
 
-__all__ = ["atomic_group", "atomic_write", "file_hash", "files_below", "told_if_unwritable", "write_report"]
+__all__ = [
+    "atomic_group",
+    "atomic_write",
+    "file_hash",
+    "files_below",
+    "read_json",
+    "read_text",
+    "told_if_full",
+    "told_if_unwritable",
+    "write_report",
+]

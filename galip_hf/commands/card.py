@@ -66,9 +66,9 @@ def _write(arguments: argparse.Namespace, source: Path, is_recipe: bool) -> int:
 
 def _take_report(report: Path, directory: Path) -> None:
     """Copy a report and its pictures beside the weights, if it is of these weights."""
-    from ..files import atomic_write
+    from ..files import atomic_write, read_json
     from ..hub.card import check_report
-    from ..hub.model_directory import REPORT, read_json
+    from ..hub.model_directory import REPORT
 
     path = report / REPORT if report.is_dir() else report
     check_report(directory, read_json(path), path)
@@ -82,9 +82,9 @@ def _take_report(report: Path, directory: Path) -> None:
 
 
 def _check(source: Path, planned: Path | None) -> int:
+    from ..files import read_text
     from ..hub.card import parse_card
     from ..hub.card_check import card_faults, check_card
-    from ..hub.model_directory import read_text
 
     if planned is None:
         faults = check_card(source)

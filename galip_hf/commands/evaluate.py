@@ -1,14 +1,22 @@
 """`galip-hf evaluate`: a model on a table, or folders of volumes, to a report one can defend."""
 
 import argparse
+import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from ..model.errors import GalipError
+from ..shown_paths import short_names, with_short_names
 from .evaluate_folders import run_folders
 from .evaluate_table import run_table
 from .evaluation_run import Run, usable_device
+from .options import add_full_paths
 
+# Options that name a folder, a file or a model.
+_PATHS = (
+    "data", "model", "prediction", "target", "source", "mask", "lesions", "segmentations", "compare", "clip",
+)  # fmt: skip
 MEASURES = ("ms-ssim", "nmse", "nmi", "displacement")
 # Options that say something about folders of volumes, and nothing about a table.
 _OF_FOLDERS = (
@@ -94,6 +102,7 @@ def add_parser(commands: Any) -> None:
     )
     parser.add_argument("--output", required=True, help="folder to write: report.html, report.json, …")
     parser.add_argument("--overwrite", action="store_true", help="replace an existing report")
+    add_full_paths(parser)
     parser.add_argument("--device", default="cpu", help="torch device (default: cpu)")
     parser.add_argument(
         "--precision", choices=("fp32", "bf16", "fp16"), default="fp32", help="of the model (default: fp32)"
@@ -113,8 +122,18 @@ def _evaluate(arguments: argparse.Namespace) -> None:
         backbone = ClipBackbone.from_pretrained(arguments.clip, device=usable_device(arguments.device))
     arguments.measures = sorted({*arguments.measures, *([arguments.protocol] if arguments.protocol else [])})
     run = run_folders(arguments, backbone) if folders else run_table(arguments, backbone)
+    if not arguments.full_paths:
+        run = _without_folders(run, arguments)
     _write(run, output, arguments)
     _say(run, output)
+
+
+def _without_folders(run: Run, arguments: argparse.Namespace) -> Run:
+    """The run as its report shows it: the folders and models that were given by their last names."""
+    given = [getattr(arguments, name) for name in _PATHS]
+    names = short_names(path for path in given if path and (os.path.exists(path) or os.path.isabs(path)))
+    texts = ("title", "reports", "manifest", "details", "notes")
+    return replace(run, **{name: with_short_names(getattr(run, name), names) for name in texts})
 
 
 def _check_output(output: Path, overwrite: bool) -> Path:

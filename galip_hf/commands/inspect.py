@@ -1,7 +1,6 @@
 """`galip-hf inspect`: what is in a table, in words and as a picture."""
 
 import argparse
-import json
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +19,7 @@ def add_parser(commands: Any) -> None:
 
 def _inspect(arguments: argparse.Namespace) -> None:
     from ..figures import save_montage
+    from ..files import read_json
     from ..prepare.describe import count_table, describe_summary, sample_slices
     from ..prepare.splits import split_hash
 
@@ -29,11 +29,11 @@ def _inspect(arguments: argparse.Namespace) -> None:
     counted["split_hash"] = split_hash({name: its["subjects"] for name, its in counted["splits"].items()})
     summary = counted
     if (directory / "summary.json").is_file():
-        stored = json.loads((directory / "summary.json").read_text(encoding="utf-8"))
+        stored = read_json(directory / "summary.json")
         if stored.get("split_hash") not in (None, counted["split_hash"]):
             raise GalipError(
                 f"{directory}: the subjects in the table are not those of its summary.json (split hash "
-                f"{counted['split_hash'][:12]}, stated {stored['split_hash'][:12]}); prepare it again"
+                f"{counted['split_hash'][:12]}, stated {str(stored['split_hash'])[:12]}); prepare it again"
             )
         summary = {**stored, **counted}
     print(arguments.dataset)

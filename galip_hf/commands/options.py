@@ -1,5 +1,6 @@
 """Options that several commands take."""
 
+import argparse
 from typing import Any
 
 from ..model.errors import GalipError
@@ -8,6 +9,15 @@ INTENSITY_HELP = (
     "percentile:LOWER:UPPER, window:LOWER:UPPER or none "
     "(default: percentile:0.5:99.5 for MR, window:-1000:1000 for CT)"
 )
+
+
+def add_full_paths(parser: argparse.ArgumentParser) -> None:
+    """Declare `--full-paths`."""
+    parser.add_argument(
+        "--full-paths",
+        action="store_true",
+        help="name files in reports with all folders above them, which may name patients or users",
+    )
 
 
 def parse_intensity(text: str, option: str) -> dict[str, Any]:
@@ -34,4 +44,4 @@ def parse_intensity(text: str, option: str) -> dict[str, Any]:
     return rule
 
 
-__all__ = ["INTENSITY_HELP", "parse_intensity"]
+__all__ = ["INTENSITY_HELP", "add_full_paths", "parse_intensity"]

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..model.errors import GalipError
 from ..version import DISCLAIMER
+from .options import add_full_paths
 from .startup import collector_paused, keep_freed_memory
 from .translate_plan import Job, made_folders, plan_jobs, target_names, without_existing
 
@@ -102,6 +103,7 @@ def add_parser(commands: Any) -> None:
     existing.add_argument(
         "--skip-existing", action="store_true", help="leave existing outputs and make the rest"
     )
+    add_full_paths(translate)
     translate.add_argument("--dry-run", action="store_true", help="say what would be written, and stop")
     translate.add_argument(
         "--cycle-map",
@@ -246,6 +248,11 @@ def _run(
         ]
     # With --skip-existing the scan is not there: what lies beside it is left over from a killed run.
     overwrite = arguments.overwrite or arguments.skip_existing
+    for translation in (one for of_volume in translations for one in of_volume):
+        translation.report["input"] = job.scan.shown
+        if arguments.full_paths:
+            translation.report["input"] = str(job.scan.path.absolute())
+            translation.report["model"] = arguments.model
     for of_target, output in zip(zip(*translations, strict=True), job.outputs.values(), strict=True):
         if has_suffix(output):
             save_translations(of_target, output, overwrite=overwrite, figure=arguments.figure)

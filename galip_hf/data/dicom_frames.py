@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from ..extras import require
+from .dicom_deflated import header_source
 from .dicom_mosaic import mosaic_count
 from .file_checks import check_file, corrupt_as_error
 
@@ -114,7 +115,7 @@ def read_frames(path: Path, keywords: Sequence[str] = ()) -> list[Frame]:
     pydicom = require("pydicom", "dicom")
     check_file(path)
     with corrupt_as_error(path), quiet():
-        dataset = pydicom.dcmread(path, stop_before_pixels=True, force=True)
+        dataset = pydicom.dcmread(header_source(path), stop_before_pixels=True, force=True)
         wanted = (*_KEPT, *keywords)
         per_frame = dataset.get("PerFrameFunctionalGroupsSequence") or ()
         count = int(dataset.get("NumberOfFrames") or 1)

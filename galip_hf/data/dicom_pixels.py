@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +13,7 @@ import numpy as np
 from ..extras import require
 from ..model.errors import GalipError
 from .dicom_decoding import PixelDecoder
+from .dicom_deflated import pixel_bytes, pixel_source
 from .dicom_frames import frame_groups, quiet
 from .dicom_geometry import SAME_DIRECTION, numbers
 from .dicom_mosaic import read_mosaic, says_mosaic
@@ -37,6 +39,16 @@ PLAIN_TAGS = (
     *("LossyImageCompression", "LossyImageCompressionRatio", "LossyImageCompressionMethod"),
 )
 _UIDS = ("SOPClassUID", "SOPInstanceUID", "StudyInstanceUID", "SeriesInstanceUID", "FrameOfReferenceUID")
+# What the standard has for coded texts among them; any other text may say something else, and is not kept.
+_CODES = {
+    "Laterality": "[LR]",
+    "PatientPosition": "[HFLRAP]F(S|P|DR|DL)",
+    "LossyImageCompression": "0[01]",
+    "LossyImageCompressionMethod": "ISO_[0-9_]+",
+    # Of PS3.16, annex L.
+    "BodyPartExamined": "HEAD|BRAIN|SKULL|FACE|NECK|HEADNECK|[CTL]SPINE|SPINE|CHEST|BREAST|LUNG|HEART|"
+    "ABDOMEN|LIVER|KIDNEY|PELVIS|PROSTATE|HIP|LEG|KNEE|ANKLE|FOOT|SHOULDER|ARM|ELBOW|WRIST|HAND|EXTREMITY|WHOLEBODY",
+}
 # In Enhanced multi-frame images these lie in sequences, one for all frames or one for each.
 _FUNCTIONAL_GROUPS = {
     "PlanePositionSequence": ("ImagePositionPatient",),
@@ -90,7 +102,7 @@ def read_slices(path: Path, decoder: PixelDecoder, wanted: frozenset[int] | None
 
     check_file(path)
     with corrupt_as_error(path), quiet():
-        dataset = pydicom.dcmread(path, force=True)
+        dataset = pydicom.dcmread(pixel_source(path), force=True)
         _check_image(dataset, path)
         compressed = dataset.file_meta.TransferSyntaxUID.is_encapsulated
         stored = decoder.decode(path) if compressed else dataset.pixel_array
@@ -215,13 +227,28 @@ def _check_image(dataset: Any, path: Path) -> None:
         raise GalipError(
             f"{path}: {count} frames without positions ({kind}); expected single slices or Enhanced"
         )
-    announced = dataset.Rows * dataset.Columns * count * dataset.BitsAllocated // 8
+    announced = pixel_bytes(dataset)
     if announced < 1:
         raise GalipError(f"{path}: {count} frames of {dataset.Rows} x {dataset.Columns} pixels hold no image")
     available = len(dataset.PixelData)
     if syntax.is_encapsulated:
         available = max(available * _COMPRESSION_RATIO, _SMALL_IMAGE)
+    else:
+        _check_surplus(dataset, announced, path)
     check_announced(announced, available, path)
+
+
+def _check_surplus(dataset: Any, announced: int, path: Path) -> None:
+    """Refuse pixels that are longer than Rows and Columns say by more than padding: one of both is wrong.
+
+    Read by wrong Columns, each row begins elsewhere, and the picture is sheared.
+    """
+    found, shorter = len(dataset.PixelData), min(int(dataset.Rows), int(dataset.Columns))
+    if found - announced >= max(shorter * dataset.BitsAllocated // 8, 2):
+        raise GalipError(
+            f"{path}: the pixels take {found} bytes, and {dataset.Rows} rows of {dataset.Columns} columns of "
+            f"{dataset.BitsAllocated} bits {announced}; correct the header, or copy the file again"
+        )
 
 
 def _native_syntax(implicit: bool, little: bool) -> Any:
@@ -249,6 +276,11 @@ def _kept(dataset: Any, groups: dict[str, Any], path: Path, number: int) -> Any:
             if np.isfinite(numbers(kept, tag)).all():
                 continue
         del kept[tag]
+    for tag, pattern in _CODES.items():
+        found = kept.get(tag)
+        codes = [found] if isinstance(found, str) else list(found or [])
+        if tag in kept and not all(re.fullmatch(pattern, str(code)) for code in codes):
+            del kept[tag]
     if int(dataset.get("NumberOfFrames") or 1) > 1:
         kept.ReferencedFrameNumber = number + 1
     for tag, length in zip(GEOMETRY, (3, 6, 2), strict=True):

@@ -112,6 +112,13 @@ def check_announced(announced: int, available: int, path: Path) -> None:
         )
 
 
+def surplus_note(size: int, announced: int) -> tuple[str, ...]:
+    """What to say of a file of `size` bytes whose header announces fewer; nothing where it does not."""
+    if size <= announced:
+        return ()
+    return (f"The file holds {size} bytes and its header announces {announced}; the rest was left out.",)
+
+
 def check_size(shape: Sequence[int], path: Path | str, max_size: int) -> None:
     """Refuse a scan that is too large once it is decoded.
 
@@ -160,4 +167,5 @@ __all__ = [
     "one_of_each_pair",
     "stem_of",
     "supported_suffix",
+    "surplus_note",
 ]

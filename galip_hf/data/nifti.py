@@ -20,6 +20,7 @@ from .file_checks import (
     check_size,
     companion,
     corrupt_as_error,
+    surplus_note,
 )
 from .matlab import read_matlab
 from .volumes import Decoded, FileLayout, geometry_header, nifti_layout, quiet_nibabel
@@ -70,7 +71,7 @@ def read_pair(path: Path, axis: str | None, max_size: int) -> Decoded:
         header, notes = _pair_header(start, path)
         needed = _announced(header, path, max_size, image_path.stat().st_size)
         size = image_path.stat().st_size
-        notes += _surplus(size, needed)
+        notes += surplus_note(size, needed)
         voxels = nib.arrayproxy.ArrayProxy(io.BytesIO(image_path.read_bytes()[:needed]), header)
         if not isinstance(header, nib.Nifti1Header):
             header, affine_notes = _header_of_analyze(header, image_path)
@@ -174,7 +175,7 @@ def _single_file(path: Path, max_size: int) -> tuple[bytes, nib.Nifti1Header, tu
     head = bare.binaryblock + content[len(bare.binaryblock) : max(offset, first)]  # extensions among it
     header = header_class.from_fileobj(io.BytesIO(head), check=False)
     header.copy().check_fix()  # raises what nibabel would raise when the header is written again
-    return content, header, notes + _wrong_bitpix(header) + _surplus(size, needed)
+    return content, header, notes + _of_values(header) + surplus_note(size, needed)
 
 
 def _nifti_class(start: bytes) -> type[nib.Nifti1Header] | None:
@@ -218,10 +219,13 @@ def _read_to_the_end(stream: IO[bytes], position: int, path: Path) -> int:
     return size
 
 
-def _surplus(size: int, needed: int) -> tuple[str, ...]:
-    if size <= needed:
-        return ()
-    return (f"The file holds {size} bytes and its header announces {needed}; the rest was left out.",)
+def _of_values(header: Any) -> tuple[str, ...]:
+    """What is odd about how the header says that values are stored."""
+    slope = float(header["scl_slope"]) if "scl_slope" in header else 1.0
+    unscaled = (
+        (f"scl_slope is {slope:g}, so the values were not scaled.",) if not math.isfinite(slope) else ()
+    )
+    return _wrong_bitpix(header) + unscaled
 
 
 def _wrong_bitpix(header: Any) -> tuple[str, ...]:
@@ -273,7 +277,7 @@ def _pair_header(start: bytes, path: Path) -> tuple[Any, tuple[str, ...]]:
         )
         header = pair_class.from_fileobj(io.BytesIO(start), check=False)
         header.copy().check_fix()
-        return header, _wrong_bitpix(header)
+        return header, _of_values(header)
     analyze = nib.spm2analyze.Spm2AnalyzeHeader(start[:348], check=False)
     return analyze, _wrong_bitpix(analyze)
 

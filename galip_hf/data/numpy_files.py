@@ -11,14 +11,20 @@ from typing import IO
 import numpy as np
 
 from ..model.errors import GalipError
-from .file_checks import DEFLATE_RATIO, check_announced, check_size, corrupt_as_error
+from .file_checks import DEFLATE_RATIO, check_announced, check_size, corrupt_as_error, surplus_note
 from .matlab import MATLAB_VARIABLE, choose_variable
 
 
-def read_npy(path: Path, max_size: int) -> np.ndarray:
-    """The array of a `.npy` file; GalipError if it is corrupt, holds objects or is larger than `max_size`."""
+def read_npy(path: Path, max_size: int) -> tuple[np.ndarray, tuple[str, ...]]:
+    """The array of a `.npy` file, and what is odd about it, a sentence each.
+
+    Raises:
+        GalipError: it is corrupt, holds objects, or is larger than `max_size`.
+    """
     with corrupt_as_error(path), path.open("rb") as file:
-        return _read_stream(file, path.stat().st_size, path, max_size)
+        size = path.stat().st_size
+        array = _read_stream(file, size, path, max_size)
+        return array, surplus_note(size, file.tell())
 
 
 def read_npz(path: Path, variable: str | None, max_size: int) -> np.ndarray:

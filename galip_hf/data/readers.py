@@ -117,17 +117,18 @@ def _array(path: Path, suffix: str, axis: str | None, variable: str | None, max_
     if suffix == ".mat":
         data = read_matlab(path, variable, max_size)
         return Decoded([data], slices_last_layout(data.shape, str(path)))
-    ours = False
+    notes: tuple[str, ...] = ()
     if suffix == ".npz":
         data = read_npz(path, variable, max_size)
     elif suffix == ".npy":
-        data = read_npy(path, max_size)
+        data, notes = read_npy(path, max_size)
     else:
         data, ours = read_png(path, max_size) if suffix == ".png" else read_tiff(path, max_size)
+        notes = (OWN_OUTPUT,) if ours else ()
     layout = slices_first_layout(data.shape, str(path))
     if suffix not in (".npz", ".npy"):
         layout = replace(layout, largest_grey=largest_grey(data))
-    return Decoded([data], layout, (OWN_OUTPUT,) if ours else ())
+    return Decoded([data], layout, notes)
 
 
 def check_axis_of_array(axis: str | None, name: str) -> None:

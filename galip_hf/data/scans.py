@@ -21,6 +21,7 @@ from ..files import files_below
 from ..model.errors import GalipError
 from . import dicom_series, itk, nifti
 from .dicom import read_series
+from .dicom_deflated import header_source
 from .dicom_writer import write_dicom_series
 from .file_checks import MAX_SIZE, SUFFIXES, check_size, has_suffix, one_of_each_pair
 from .own_outputs import is_own_output
@@ -44,6 +45,7 @@ class ScanSource:
         name: unique among the scans found together, without suffix, fit for a file name.
         files: the files of a DICOM series, sorted by name; empty for other formats.
         series: of DICOM, which images of `files` are meant; None: all, which must be one stack.
+        shown: `path` as reports name it: below the folder that was searched, without the folders above.
     """
 
     path: Path
@@ -51,6 +53,7 @@ class ScanSource:
     name: str
     files: tuple[Path, ...] = ()
     series: dicom_series.Series | None = None
+    shown: str = ""
 
 
 def find_scans(
@@ -97,7 +100,14 @@ def find_scans(
             raise GalipError(f"{root}: no scans in this folder; expected DICOM or {', '.join(SUFFIXES)}")
         found += sorted(here, key=lambda scan: (str(scan.path), scan.label, scan.uid, scan.part))
     return [
-        ScanSource(scan.path, scan.uid or None, name, scan.series.files if scan.series else (), scan.series)
+        ScanSource(
+            scan.path,
+            scan.uid or None,
+            name,
+            scan.series.files if scan.series else (),
+            scan.series,
+            scan.shown,
+        )
         for scan, name in zip(found, _unique_names(found), strict=True)
     ]
 
@@ -115,6 +125,12 @@ class _Found:
     def uid(self) -> str:
         """SeriesInstanceUID, "" where there is none."""
         return (self.series.uid if self.series else None) or ""
+
+    @property
+    def shown(self) -> str:
+        """The path below the folder that was searched; of that folder, or of a file given, the name."""
+        inside = self.root.is_dir() and self.path != self.root
+        return self.path.relative_to(self.root).as_posix() if inside else self.path.resolve().name
 
     @property
     def part(self) -> str:
@@ -271,7 +287,9 @@ def _check_dicom_size(source: ScanSource, max_size: int) -> bool:
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
-                header = pydicom.dcmread(file, stop_before_pixels=True, specific_tags=tags, force=True)
+                header = pydicom.dcmread(
+                    header_source(file), stop_before_pixels=True, specific_tags=tags, force=True
+                )
                 frames += int(header.get("NumberOfFrames") or 1)
                 largest = max(largest, (int(header.get("Rows", 0)), int(header.get("Columns", 0))))
                 makers.add(str(header.get("Manufacturer", "")))

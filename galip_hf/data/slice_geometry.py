@@ -59,9 +59,12 @@ def _sizes_in_summary(path: Path) -> dict[str, Any]:
     unknown: dict[str, Any] = {"planes": [], "pixel_size": None, "pixel_size_range": None}
     try:
         summary = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        geometry = summary["geometry"]
+        known = {name: geometry[name] for name in unknown}
+    except (OSError, ValueError, RecursionError, KeyError, TypeError):
         return unknown  # a table made by other means than ours
-    return summary.get("geometry", unknown)
+    lists = all(value is None or isinstance(value, list) for value in known.values())
+    return known if lists and known["planes"] is not None else unknown
 
 
 def _sampled_volumes(table: datasets.Dataset) -> Iterator[tuple[str, np.ndarray]]:

@@ -50,14 +50,36 @@ def load_table(directory: str | Path) -> datasets.DatasetDict:
         raise GalipError(f"{directory}: {found}; expected one made by write_table (galip-hf prepare)")
     try:
         tables = datasets.load_from_disk(str(directory))
-    except (OSError, ValueError) as error:
-        raise GalipError(f"{directory}: the table cannot be read ({error}); write it again") from error
+    except Exception as error:  # of a damaged file `datasets` and Arrow raise nearly every kind
+        reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+        raise GalipError(f"{directory}: the table cannot be read ({reason}); write it again") from error
+    if not isinstance(tables, datasets.DatasetDict) or not tables:
+        raise GalipError(f"{directory}: the table has no split; write it again")
     for split, table in tables.items():
-        if not set(COLUMNS) <= set(table.column_names):
-            raise GalipError(
-                f"{directory}: {split} has columns {table.column_names}; expected {', '.join(COLUMNS)}"
-            )
+        _check_columns(table, f"{directory}: {split}")
     return tables
+
+
+def _check_columns(table: datasets.Dataset, name: str) -> None:
+    """GalipError unless a split has the columns of a table of slices, of `write_table`'s types."""
+    columns = set(table.column_names) & set(table.format["columns"])
+    if not set(COLUMNS) <= columns:
+        raise GalipError(f"{name} has columns {sorted(columns)}; expected {', '.join(COLUMNS)}")
+    features = table.features
+    pixels, domain = features["pixel_values"], features["domain"]
+    if (
+        not isinstance(pixels, datasets.Array2D)
+        or pixels.dtype != "float32"
+        or not all(isinstance(length, int) and length > 0 for length in pixels.shape)
+        or not isinstance(domain, datasets.ClassLabel)
+        or not domain.names
+        or not all(isinstance(label, str) for label in domain.names)
+        or features["subject"] != datasets.Value("string")
+    ):
+        raise GalipError(
+            f"{name} has columns of other types; expected pixel_values of float32 (Array2D), domain as a "
+            "class label, subject as text; write the table again"
+        )
 
 
 class SliceReader:

@@ -112,7 +112,8 @@ def write_volume(
 
     - `.nii`, `.nii.gz`, `.img` with `.hdr`: float32, no scale factors. A volume read from NIfTI returns to
       its own axes, shape, affine, sform and qform codes and units; the texts of the header (`descrip`,
-      `db_name`, `aux_file`, `intent_name`) and its extensions, which may name the patient, are not copied.
+      `data_type`, `db_name`, `aux_file`, `intent_name`) and its extensions, which may name the patient, are
+      not copied.
     - `.mgz`, `.mgh`, `.nrrd`, `.nhdr` with `.raw`, `.mha`, `.mhd` with `.raw`: float32 on the source's grid.
     - Where the source has no geometry, all these get an affine of 1 mm under which rows run from anterior to
       posterior and columns from the patient's right to left, as viewers expect.
@@ -271,9 +272,12 @@ def _nifti_image(volumes: Sequence[Volume], pair: bool) -> nib.Nifti1Pair:
     # A display window or scaling of the source's intensities says nothing about the new ones, and the texts
     # and extensions may name the patient.
     header["cal_min"] = header["cal_max"] = 0
-    for text in ("db_name", "aux_file", "intent_name"):
+    for text in ("data_type", "db_name", "aux_file", "intent_name"):
         if text in header:
             header[text] = b""
+    for unused in ("extents", "session_error", "regular"):  # of Analyze, free for anything in NIfTI-1
+        if unused in header:
+            header[unused] = b"r" if unused == "regular" else 0
     header.extensions.clear()
     header["vox_offset"] = 0  # that of the new file follows from its extensions: there are none
     kinds = {

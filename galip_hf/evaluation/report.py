@@ -210,7 +210,15 @@ def _csv_rows(entry: Mapping[str, Any], candidates: Mapping[str, str]) -> Iterat
                     }
                     if candidate == "model":
                         row |= {key: scores.get(key) for key in CSV_COLUMNS[-4:]}
-                    yield row
+                    yield {key: _no_formula(value) for key, value in row.items()}
+
+
+def _no_formula(value: Any) -> Any:
+    """A cell on one line that no spreadsheet takes for a formula, and so runs when opened."""
+    if not isinstance(value, str):
+        return value
+    text = "".join(sign if sign.isprintable() else " " for sign in value)
+    return f"'{text}" if text.lstrip().startswith(("=", "+", "-", "@")) else text
 
 
 def model_index(report: Mapping[str, Any], *, model_name: str, dataset: str, split: str) -> list[Any]:

@@ -14,11 +14,12 @@ from typing import Any
 
 import yaml
 
-from ..files import file_hash
+from ..files import file_hash, read_json, read_text
 from ..model.configuration_galip import GalipConfig
 from ..model.errors import GalipError
+from ..strict_yaml import parse_yaml
 from .card_rendering import CardFacts, render_card
-from .model_directory import CARD, CONFIG, REPORT, TRAINING, read_json, read_text
+from .model_directory import CARD, CONFIG, REPORT, TRAINING
 
 _NAMES = "model|use|limits|training|evaluation|citation"
 _MARKER = re.compile(rf"<!-- galip-hf: (begin|end) ({_NAMES}) -->")
@@ -77,7 +78,7 @@ def model_card(
     directory = Path(directory)
     facts = model_facts(directory)
     options = [f"{name}={json.dumps(value)}" for name, value in (loading or {}).items() if value]
-    facts.source = ", ".join([json.dumps(repo or str(directory)), *options])
+    facts.source = ", ".join([json.dumps(repo or _shown(directory)), *options])
     facts.has_code = facts.has_code or has_code
     base = read_card(directory / CARD)
     if pushed is not None and (base is None or not _is_edited(base, facts)):
@@ -112,6 +113,11 @@ def evidence(directory: Path) -> list[str]:
 def _pictures(directory: Path) -> list[str]:
     paths = [*sorted(directory.glob("*.png")), *sorted(directory.glob("panels/*.png"))]
     return [path.relative_to(directory).as_posix() for path in paths]
+
+
+def _shown(directory: Path) -> str:
+    """A directory as the usage example names it: a card may be published, so no absolute path."""
+    return directory.name if directory.is_absolute() else str(directory)
 
 
 def check_report(directory: Path, report: Mapping[str, Any], path: Path) -> None:
@@ -150,13 +156,14 @@ def parse_card(text: str, where: str) -> Card:
     text = text.replace("\r\n", "\n")
     front_matter = _FRONT_MATTER.match(text)
     try:
-        data = (yaml.safe_load(front_matter[1]) or {}) if front_matter else {}
+        # The line before it, ---, counts too.
+        data = (parse_yaml(f"\n{front_matter[1]}", "front matter")[0] or {}) if front_matter else {}
         if not isinstance(data, dict):
             raise ValueError(f"expected keys with values, not a {type(data).__name__}")
         data = {key: value for key, value in data.items() if value is not None}
         for key in {"tags", "datasets"} & data.keys():
             data[key] = list(dict.fromkeys([data[key]] if isinstance(data[key], str) else data[key]))
-    except (ValueError, TypeError, yaml.YAMLError) as error:
+    except (ValueError, TypeError) as error:
         reason = " ".join(str(error).split())[:200]
         raise GalipError(f"{where}: the card's front matter is not readable ({reason}); mend it") from None
     markers = _MARKER.findall(text)

@@ -10,10 +10,11 @@ import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+from ..files import read_text
 from ..model.errors import GalipError
 from .card import Card, by_hand, model_facts, parse_card, updated_card
 from .card_rendering import CardFacts
-from .model_directory import CARD, REPORT, read_text
+from .model_directory import CARD, REPORT
 
 _NUMBER = re.compile(r"(?<![\w.])-?\d+(?:\.\d+)?(?:e[-+]?\d+)?(?!\w|\.\d)")
 _DECIMAL = re.compile(

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from huggingface_hub import get_token
+from huggingface_hub import constants, get_token
 from huggingface_hub.errors import (
     EntryNotFoundError,
     GatedRepoError,
@@ -30,6 +30,12 @@ _ANSWERS = {
 
 class HubError(GalipError):
     """The Hub cannot be reached, refuses, or what it sent is damaged. One line, without the token."""
+
+
+def check_online(repo: str) -> None:
+    """HubError where HF_HUB_OFFLINE forbids to push to `repo`."""
+    if constants.HF_HUB_OFFLINE:
+        raise HubError(f"{repo}: cannot be pushed to while HF_HUB_OFFLINE is set; unset it")
 
 
 @contextmanager
@@ -69,6 +75,8 @@ def _reason(error: BaseException) -> str:
     if isinstance(error, OfflineModeIsEnabled):
         return "it is not in the cache, and HF_HUB_OFFLINE is set; download it once with the network on"
     if isinstance(error, LocalEntryNotFoundError):
+        if isinstance(error.__cause__, (OfflineModeIsEnabled, LocalEntryNotFoundError)):
+            return _reason(error.__cause__)  # which says of the cache what there is to say
         if error.__cause__ is not None:
             return f"it is not in the cache, and {_reason(error.__cause__)}"
         return "it is not whole in the cache; download it once with the network on"
@@ -78,7 +86,9 @@ def _reason(error: BaseException) -> str:
         )
     if isinstance(error, RuntimeError) and error.__cause__ is not None:  # of an upload
         return f"{error} {_reason(error.__cause__)}"
+    if "force_download" in str(error):  # of the client, which knows no option of ours
+        return f"{str(error).split(' Please retry')[0].rstrip('. ')}; run the command again"
     return str(error) or type(error).__name__
 
 
-__all__ = ["HubError", "hub_errors"]
+__all__ = ["HubError", "check_online", "hub_errors"]

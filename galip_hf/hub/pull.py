@@ -1,10 +1,9 @@
 """A model of the Hub as a directory of the client's cache.
 
-Cached files are compared with the Hub's checksums: `from_pretrained` itself loads a file that was damaged
-without a change of its size. Tokens come from the client (HF_TOKEN or `hf auth login`).
+Cached files are compared with the Hub's checksums: the client itself takes a file that was damaged without a
+change of its size. Tokens come from the client (HF_TOKEN or `hf auth login`).
 """
 
-import hashlib
 import os
 import re
 from collections.abc import Sequence
@@ -16,7 +15,7 @@ from huggingface_hub import HfApi, hf_hub_download, snapshot_download
 from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, HTTPError, LocalEntryNotFoundError
 
 from ..model.errors import GalipError
-from ..model.weight_files import file_names
+from ..model.weight_files import damage_report, file_names, remove_damaged
 from .errors import HubError, hub_errors
 from .model_directory import CONFIG, PROCESSOR
 
@@ -124,33 +123,21 @@ def weights_name(variant: str | None) -> str:
 
 
 def _verify_blobs(name: str, paths: Sequence[Path]) -> None:
-    """Compare cached files with the checksums they are named by: sha256 for large files, git's for others."""
-    for path in paths:
-        blob = path.resolve()
-        if not path.is_symlink() or len(blob.name) not in (40, 64):
-            continue  # a cache without links (Windows) has no names to compare with
-        content = blob.read_bytes()
-        digest = hashlib.sha256() if len(blob.name) == 64 else hashlib.sha1(b"blob %d\0" % len(content))
-        digest.update(content)
-        if digest.hexdigest() != blob.name:
-            _discard(name, path)
+    """HubError where cached files differ from the checksums they are named by."""
+    if damaged := remove_damaged(paths):
+        raise HubError(damage_report(name, damaged))
 
 
 def _verify_with_hub(name: str, snapshot: Path, token: str | bool | None) -> None:
     with hub_errors(name, token):
         verified = HfApi().verify_repo_checksums(name, revision=snapshot.name, token=token)
-    for mismatch in verified.mismatches:
-        _discard(name, snapshot / mismatch["path"])
-
-
-def _discard(name: str, path: Path) -> None:
-    blob = path.resolve()
-    path.unlink()
-    blob.unlink(missing_ok=True)
-    raise HubError(
-        f"{name}: {path.name} differs from the Hub's checksum: damaged on the way or on this disk; it was "
-        "taken out of the cache, so run the command again"
-    )
+    damaged = [snapshot / mismatch["path"] for mismatch in verified.mismatches]
+    for path in damaged:
+        blob = path.resolve()
+        path.unlink()
+        blob.unlink(missing_ok=True)
+    if damaged:
+        raise HubError(damage_report(name, damaged))
 
 
 __all__ = ["checked_subfolder", "resolve_model", "weights_name"]

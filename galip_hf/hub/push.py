@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from huggingface_hub import CommitInfo, CommitOperationAdd, HfApi, constants, get_token, hf_hub_download
+from huggingface_hub import CommitInfo, CommitOperationAdd, HfApi, get_token, hf_hub_download
 from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 
 from ..model.errors import GalipError
@@ -18,7 +18,7 @@ from ..model.intensity import IntensityNormalizer
 from ..model.unet import load_generator
 from .card import evidence, model_card
 from .card_check import check_card
-from .errors import HubError, hub_errors
+from .errors import HubError, check_online, hub_errors
 from .model_directory import CARD, CONFIG, PROCESSOR
 from .pull import checked_subfolder, weights_name
 
@@ -38,8 +38,7 @@ def check_push(repo: str, *, private: bool | None = None, token: str | bool | No
     Raises:
         HubError: no token, one that the Hub does not accept or that may not write there, or no Hub.
     """
-    if constants.HF_HUB_OFFLINE:
-        raise HubError(f"{repo}: cannot be pushed to while HF_HUB_OFFLINE is set; unset it")
+    check_online(repo)
     if not isinstance(token, str) and get_token() is None:
         raise HubError(f"{repo}: no token to push with; log in (`hf auth login`) or set HF_TOKEN")
     api = HfApi(token=token)
@@ -97,6 +96,7 @@ def push_model_directory(
     directory = Path(directory)
     if tag is not None and create_pr:
         raise GalipError(f"tag {tag!r}: a pull request cannot be tagged; merge it first")
+    check_online(repo)
     subfolder = checked_subfolder(subfolder)
     files = _files_to_push(directory, subfolder, variant, with_code)
     card = str(PurePosixPath(subfolder, CARD))

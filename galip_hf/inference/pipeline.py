@@ -4,6 +4,7 @@ import math
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -88,7 +89,9 @@ class GalipPipeline:
             raise GalipError(f"device {device}: not usable ({str(error).splitlines()[0]})") from None
         self.processor = processor
         self.precision = precision
-        self.name = name or model.config.name_or_path or "unnamed"
+        given = name or model.config.name_or_path or "unnamed"
+        # Of a directory its own name only: reports travel, and the folders above are nobody's business.
+        self.name = Path(given).resolve().name if os.path.isdir(given) else given
         self._statistics = processor.statistics
         self._geometry = processor.geometry
         self._targets: dict[str, GalipTarget] = {}
@@ -345,7 +348,7 @@ class GalipPipeline:
 
     def _provenance(self, volume: "Volume", settings: "_Settings") -> dict[str, Any]:
         return {
-            "input": str(volume.path) if volume.path else None,
+            "input": volume.path.name if volume.path else None,
             "model": self.name,
             "settings": {
                 "device": str(self.model.device),

@@ -3,6 +3,8 @@
 import importlib
 import os
 from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -19,8 +21,10 @@ from .weight_files import (
     check_directory,
     check_fit,
     check_shards,
+    damage_report,
     file_names,
     loading_fault,
+    remove_damaged,
 )
 
 
@@ -59,12 +63,13 @@ class GalipPreTrainedModel(PreTrainedModel):
     ) -> Any:
         """As in `PreTrainedModel`, but weights that do not fit config.json are an error, not a log line.
 
-        Only safetensors are loaded: a pickle could run code.
+        Only safetensors are loaded: a pickle could run code. Files of the Hub are compared with the checksums
+        that it sent when they were downloaded; one that differs is taken out of the cache.
 
         Raises:
             GalipError: missing, unexpected or misshapen weights, or a pickle in their place; a faulty
-                config.json; a damaged weights file; a directory or repository that holds no model or cannot
-                be reached.
+                config.json; a damaged file; a directory or repository that holds no model or cannot be
+                reached.
         """
         directory = os.fspath(pretrained_model_name_or_path)
         subfolder = kwargs.get("subfolder") or ""
@@ -87,7 +92,9 @@ class GalipPreTrainedModel(PreTrainedModel):
             if not os.path.isdir(directory):  # of the Hub: the list was not to be had before
                 check_shards(cached_file(directory, index, kwargs))
         except LOADING_ERRORS as error:
+            _check_cached(directory, weights, index, kwargs)  # a damaged file explains what else went wrong
             raise GalipError(f"{directory}: {loading_fault(error, weights, kwargs.get('token'))}") from None
+        _check_cached(directory, weights, index, kwargs)
         model, info = loaded
         check_fit(
             directory,
@@ -165,6 +172,18 @@ class GalipForImageTranslation(GalipGenerator, GalipPreTrainedModel):
             self.config.domains[index]["prompt"] = prompt
         self.prompt_states.copy_(states.to(self.prompt_states))
         self._has_prompts = True
+
+
+def _check_cached(repo: str, weights: str, index: str, options: Mapping[str, Any]) -> None:
+    """GalipError where a cached file of a model differs from the Hub's checksum; `options` of the loading."""
+    if os.path.isdir(repo):
+        return
+    shards = []
+    with suppress(GalipError):  # a list that is refused is not why the files are compared
+        shards = check_shards(cached_file(repo, index, options))
+    files = [cached_file(repo, name, options) for name in ("config.json", weights, index, *shards)]
+    if damaged := remove_damaged(Path(file) for file in files if isinstance(file, str)):
+        raise GalipError(damage_report(repo, damaged))
 
 
 __all__ = ["GalipForImageTranslation", "GalipPreTrainedModel"]

@@ -1,8 +1,10 @@
 """The files of a model's weights: what may be loaded of them, and what is wrong with them."""
 
+import hashlib
 import json
 import os
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
+from pathlib import Path
 from pickle import PickleError
 from typing import TYPE_CHECKING, Any
 
@@ -115,13 +117,48 @@ def cached_file(repo: str, name: str, options: Mapping[str, Any]) -> Any:
     )
 
 
+def remove_damaged(paths: Iterable[Path]) -> list[Path]:
+    """Those of some files in the Hub's cache that differ from the Hub's checksum, taken out of the cache.
+
+    The client names a cached file by the checksum that the Hub sent with it: SHA-256 of large files, git's
+    object name of others. A cache without symbolic links (Windows) has no such names: nothing is compared.
+    """
+    damaged = [path for path in paths if path.is_symlink() and not _fits_its_name(path.resolve())]
+    for path in damaged:
+        path.resolve().unlink(missing_ok=True)
+        path.unlink(missing_ok=True)
+    return damaged
+
+
+def _fits_its_name(blob: Path) -> bool:
+    if len(blob.name) not in (40, 64) or not blob.is_file():
+        return True
+    digest = hashlib.sha256() if len(blob.name) == 64 else hashlib.sha1(b"blob %d\0" % blob.stat().st_size)
+    with blob.open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest() == blob.name
+
+
+def damage_report(repo: str, damaged: Iterable[Path]) -> str:
+    """What to tell the user of files that `remove_damaged` found."""
+    names = [path.name for path in damaged]
+    differ, were = ("differs", "it was") if len(names) == 1 else ("differ", "they were")
+    return (
+        f"{repo}: {', '.join(names)} {differ} from the Hub's checksum: damaged on the way or on this disk; "
+        f"{were} taken out of the cache, so run the command again"
+    )
+
+
 __all__ = [
     "LOADING_ERRORS",
     "cached_file",
     "check_directory",
     "check_fit",
     "check_shards",
+    "damage_report",
     "file_names",
     "loading_fault",
     "read_weights",
+    "remove_damaged",
 ]

@@ -1,10 +1,11 @@
 """A table on the Hub, with a card that says what it holds and how it was made."""
 
 import json
+import re
 from pathlib import Path
-from typing import Any
 
 from ..data.table import SUMMARY_NAME, load_table, quiet_unless_terminal
+from ..files import read_json
 from ..model.errors import GalipError
 from .describe import describe_summary
 from .splits import SPLITS_NAME
@@ -13,11 +14,11 @@ from .splits import SPLITS_NAME
 def card_text(directory: str | Path, name: str) -> str:
     """The body of the dataset card (Markdown), from the table's summary: measured values only."""
     path = Path(directory) / SUMMARY_NAME
-    try:
-        summary: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        raise GalipError(f"{path}: not readable; expected a table made by galip-hf prepare") from None
+    summary = read_json(path)
     settings = json.dumps(summary.get("settings", {}), indent=2)
+    described = describe_summary(summary)
+    # Longer than what a subject's name may hold, which would end the block and go on as Markdown.
+    fence = "`" * (1 + max([2, *map(len, re.findall("`+", described + settings))]))
     return f"""# {name}
 
 Slices of medical images for unpaired translation, prepared with galip-hf {summary.get("version", "")}.
@@ -25,15 +26,15 @@ One row a slice: `pixel_values` (float32, [0, 1] inside the intensity window), `
 The licence and the terms of use are those of the original scans: state them here before sharing.
 Not for diagnosis.
 
-```text
-{describe_summary(summary)}
-```
+{fence}text
+{described}
+{fence}
 
 ## How it was made
 
-```json
+{fence}json
 {settings}
-```
+{fence}
 
 `{SPLITS_NAME}` holds the assignment of subjects with its hash, `{SUMMARY_NAME}` what was left out and why.
 """

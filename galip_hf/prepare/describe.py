@@ -8,13 +8,28 @@ import datasets
 import numpy as np
 
 from ..data.table import SPLITS, SliceReader, domain_rows
+from ..model.errors import GalipError
 from .splits import listing
 
 _LISTED = 12
 
 
 def describe_summary(summary: Mapping[str, Any]) -> str:
-    """Splits, intensities, exclusions and warnings of a `summary.json`."""
+    """Splits, intensities, exclusions and warnings of a `summary.json`.
+
+    Raises:
+        GalipError: it has not the form that `galip-hf prepare` gives it.
+    """
+    try:
+        return "\n".join(_described(summary))
+    except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
+        raise GalipError(
+            f"summary.json: not as galip-hf prepare writes it ({type(error).__name__}: {error}); prepare the "
+            "table again"
+        ) from None
+
+
+def _described(summary: Mapping[str, Any]) -> list[str]:
     lines = []
     for split, its in summary["splits"].items():
         slices = ", ".join(f"{domain} {count}" for domain, count in its["slices"].items())
@@ -32,7 +47,7 @@ def describe_summary(summary: Mapping[str, Any]) -> str:
     lines += [f"  left out: {line}" for line in describe_excluded(summary.get("excluded", []))]
     lines += [f"  WARNING {warning}" for warning in summary.get("warnings", [])[:_LISTED]]
     more = len(summary.get("warnings", [])) - _LISTED
-    return "\n".join(lines + ([f"  WARNING and {more} more, in summary.json"] if more > 0 else []))
+    return lines + ([f"  WARNING and {more} more, in summary.json"] if more > 0 else [])
 
 
 def describe_excluded(excluded: list[dict[str, Any]]) -> list[str]:

@@ -13,6 +13,7 @@ import shutil
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ from ..data.table import SPLITS, SUMMARY_NAME
 from ..data.table_writer import MINIMUM_FOREGROUND, SubjectVolume, write_table
 from ..files import atomic_write, file_hash
 from ..model.errors import GalipError
+from ..shown_paths import short_names, with_short_names
 from ..version import __version__
 from .checks import domain_statistics, raw_duplicates, registration_warnings, save_pair_montage
 from .sources import Scan, Source
@@ -132,6 +134,9 @@ def prepare(
     records = _prepare_all(tasks, workers)
     for record in records.values():
         excluded += [{"subject": record["subject"], **entry} for entry in record["excluded"]]
+    # The summary travels with the table, so files are named without the folders above the data.
+    names = short_names(_folders_above(source))
+    excluded = with_short_names(excluded, names)
     identical = raw_duplicates(records, split_of)
 
     def volumes() -> Iterator[SubjectVolume]:
@@ -171,7 +176,7 @@ def prepare(
         "settings": asdict(settings),
         "intensities": domain_statistics(records, settings.rules),
         "pairs": {subject: record["pairs"] for subject, record in records.items() if record["pairs"]},
-        "warnings": registration_warnings(records) + identical,
+        "warnings": with_short_names(registration_warnings(records) + identical, names),
         "version": __version__,
     }
     _write_json(written / SUMMARY_NAME, summary)
@@ -203,6 +208,12 @@ def _task(scans: list[Scan], settings: Settings, parts: Path) -> Task:
     return scans[0].subject, scans, settings, parts, hashlib.sha256(text.encode()).hexdigest()
 
 
+def _folders_above(source: Source) -> list[str]:
+    """The folder that holds all scans of a data set, where they were named by absolute paths."""
+    folders = [os.path.dirname(scan.path) for scan in source.scans if os.path.isabs(scan.path)]
+    return [os.path.commonpath(folders)] if folders else []
+
+
 def _shard(task: Task) -> Path:
     return task[3] / f"{task[4][:32]}.npz"
 
@@ -228,10 +239,15 @@ def _run(tasks: Sequence[Task], workers: int) -> Iterator[tuple[str, dict[str, A
     context.set_forkserver_preload([__name__])
     count = min(workers, len(tasks))
     with ProcessPoolExecutor(count, mp_context=context, initializer=_follow_parent) as pool:
-        waiting = {pool.submit(_prepare_task, task): task[0] for task in tasks}
         try:
+            waiting = {pool.submit(_prepare_task, task): task[0] for task in tasks}
             for future in as_completed(waiting):
                 yield waiting[future], future.result()
+        except BrokenProcessPool:
+            raise GalipError(
+                "prepare: a worker process was killed, as happens when memory is short; run the command "
+                "again, with fewer --workers: what is done is kept"
+            ) from None
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             raise

@@ -7,7 +7,6 @@ from typing import Any
 import datasets
 import numpy as np
 import torch
-from accelerate.utils import gather_object
 from torch import Tensor
 
 from ..data.table import SliceReader
@@ -43,7 +42,7 @@ def require_same_facts(processes: ProcessGroup, facts: Mapping[str, Any]) -> Non
     """
     if processes.size == 1:
         return
-    first, *others = gather_object([(platform.node(), dict(facts))])
+    first, *others = processes.gathered([(platform.node(), dict(facts))])
     for index, (node, values) in enumerate(others, start=1):
         for name in sorted(set(first[1]) | set(values)):
             expected, found = first[1].get(name), values.get(name)
@@ -85,7 +84,7 @@ def require_same_tensor(processes: ProcessGroup, own: Tensor, what: str) -> None
         [differs and index == processes.state.process_index for index in range(processes.size)]
     )
     if any(flags):
-        nodes = gather_object([platform.node()]) if processes.size > 1 else [platform.node()]
+        nodes = processes.gathered([platform.node()])
         index = flags.index(True)
         raise GalipError(
             f"process {index} on {nodes[index]} has another {what} than process 0 on {nodes[0]}; give every "

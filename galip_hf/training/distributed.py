@@ -10,7 +10,8 @@ what the others need of them is sent. Inputs that every node keeps on its own di
 are made or downloaded by one process of each node, see `ProcessGroup.in_turns`.
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from datetime import timedelta
 from typing import Any, TypeVar
 
@@ -20,7 +21,9 @@ from accelerate import PartialState
 from accelerate.utils import get_int_from_env, parse_flag_from_env
 from torch import Tensor, nn
 
+from ..files import told_if_full
 from ..model.errors import GalipError
+from .attendance import Attendance, is_lost_connection
 
 T = TypeVar("T")
 
@@ -68,11 +71,35 @@ class ProcessGroup:
             if self.state.num_processes > 1
             else None
         )
+        self._attendance = (
+            Attendance(self.state.process_index, self.size, timeout) if self._host is not None else None
+        )
 
     @property
     def size(self) -> int:
         """Number of processes."""
         return self.state.num_processes
+
+    def _exchange(self) -> AbstractContextManager[None]:
+        """Around what waits for the others."""
+        return nullcontext() if self._attendance is None else self._attendance.exchange()
+
+    @contextmanager
+    def told_if_lost(self) -> Iterator[None]:
+        """Turn the errors of torch about another process that has ended into one line.
+
+        Raises:
+            GalipError: another process cannot be reached.
+        """
+        try:
+            yield
+        except RuntimeError as error:
+            if not is_lost_connection(error):
+                raise
+            raise GalipError(
+                f"process {self.state.process_index} lost another process, which was killed, failed or took "
+                "too long; see its own message, if it has one. Start all of them again, with resume=true"
+            ) from None
 
     # Work that one process does for others
 
@@ -84,7 +111,8 @@ class ProcessGroup:
         """
         shared: list[Any] = [self._attempt(call, self.state.is_main_process)]
         if self._host is not None:
-            torch.distributed.broadcast_object_list(shared, src=0, group=self._host)
+            with self._exchange():
+                torch.distributed.broadcast_object_list(shared, src=0, group=self._host)
         return shared[0]
 
     def tensors_of_main(self, call: Callable[[], Mapping[str, Tensor]]) -> dict[str, Tensor]:
@@ -102,7 +130,8 @@ class ProcessGroup:
         for name, (shape, dtype) in self.on_main(read).items():
             tensors.setdefault(name, torch.empty(shape, dtype=dtype))
             if self._host is not None:
-                torch.distributed.broadcast(tensors[name], src=0, group=self._host)
+                with self._exchange():
+                    torch.distributed.broadcast(tensors[name], src=0, group=self._host)
         return tensors
 
     def together(self, call: Callable[[], T]) -> T:
@@ -132,7 +161,8 @@ class ProcessGroup:
         failure: GalipError | None = None
         if takes_part:
             try:
-                result = call()
+                with told_if_full():
+                    result = call()
             except GalipError as error:
                 failure = error
         is_own = [index == self.state.process_index for index in range(self.size)]
@@ -148,8 +178,18 @@ class ProcessGroup:
         if self._host is None:
             return list(flags)
         shared = torch.tensor(flags, dtype=torch.int32)
-        torch.distributed.all_reduce(shared, torch.distributed.ReduceOp.MAX, group=self._host)
+        with self._exchange():
+            torch.distributed.all_reduce(shared, torch.distributed.ReduceOp.MAX, group=self._host)
         return [bool(value) for value in shared.tolist()]
+
+    def gathered(self, own: Sequence[T]) -> list[T]:
+        """The objects of all processes, in the order of the processes; the same on all of them."""
+        if self._host is None:
+            return list(own)
+        parts: list[Any] = [None] * self.size
+        with self._exchange():
+            torch.distributed.all_gather_object(parts, list(own), group=self._host)
+        return [item for part in parts for item in part]
 
     # Tensors on the devices
 
@@ -167,7 +207,8 @@ class ProcessGroup:
             gradients.append(parameter.grad)
         for bucket in _buckets(gradients):
             flat = torch.cat([gradient.reshape(-1) for gradient in bucket])
-            torch.distributed.all_reduce(flat)
+            with self._exchange():
+                torch.distributed.all_reduce(flat)
             flat /= self.size
             parts = flat.split([gradient.numel() for gradient in bucket])
             torch._foreach_copy_(
@@ -179,14 +220,16 @@ class ProcessGroup:
         if self.size == 1:
             return values
         values = values.clone()
-        torch.distributed.all_reduce(values)
+        with self._exchange():
+            torch.distributed.all_reduce(values)
         return values / self.size
 
     def broadcast(self, module: nn.Module) -> None:
         """Give all processes the parameters and buffers of the first one."""
         if self.size > 1:
             for value in [*module.parameters(), *module.buffers()]:
-                torch.distributed.broadcast(value.data, src=0)
+                with self._exchange():
+                    torch.distributed.broadcast(value.data, src=0)
 
 
 def _buckets(tensors: Sequence[Tensor]) -> Iterable[list[Tensor]]:

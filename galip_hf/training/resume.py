@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from accelerate.utils import gather_object
 from torch import Tensor
 
 from ..model.errors import GalipError
@@ -59,7 +58,9 @@ def save_run(state: TrainingState, run: RunIdentity, processes: ProcessGroup, di
         GalipError: it cannot be written; on all processes.
     """
     # Counters since the last log entry differ between processes.
-    own_states = gather_object([{"guard": state.guard.state_dict(), "record": state.record.state_dict()}])
+    own_states = processes.gathered(
+        [{"guard": state.guard.state_dict(), "record": state.record.state_dict()}]
+    )
 
     def write() -> None:
         tensors = {

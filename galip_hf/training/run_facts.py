@@ -56,8 +56,7 @@ def write_training_facts(
         arguments, processes: of the run.
         facts: of the data and the CLIP model, as `recipe_facts` gives them.
     """
-    settings = {key: value for key, value in arguments.to_dict().items() if key not in _NOT_TOLD}
-    settings["initial_model"] = hub_name(settings["initial_model"])
+    settings = told_settings(arguments)
     device = processes.state.device
     log = _read_log(arguments.output_path / "log.jsonl", step)
     values = {
@@ -79,6 +78,12 @@ def write_training_facts(
     }
     text = json.dumps(values, indent=2, ensure_ascii=False)
     (directory / TRAINING).write_text(text + "\n", encoding="utf-8")
+
+
+def told_settings(arguments: GalipTrainingArguments) -> dict[str, Any]:
+    """The settings of a run as others may read them: without folders of this machine."""
+    settings = {key: value for key, value in arguments.to_dict().items() if key not in _NOT_TOLD}
+    return {**settings, "initial_model": hub_name(settings["initial_model"])}
 
 
 def _read_log(path: Path, step: int) -> list[dict[str, Any]]:
@@ -169,4 +174,4 @@ def hub_name(source: str | None) -> str | None:
     return f"local directory {Path(source).resolve().name}" if is_local else source
 
 
-__all__ = ["count_rows", "hub_name", "recipe_facts", "write_training_facts"]
+__all__ = ["count_rows", "hub_name", "recipe_facts", "told_settings", "write_training_facts"]

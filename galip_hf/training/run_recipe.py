@@ -25,6 +25,7 @@ from ..data.streamed_dataset import StreamedSlices, open_stream
 from ..data.table import load_table
 from ..data.table_writer import SubjectVolume, write_table
 from ..data.unpaired_dataset import UnpairedSlices
+from ..files import told_if_full
 from ..model.configuration_galip import GalipConfig
 from ..model.domains import HOUNSFIELD_MODALITIES
 from ..model.errors import GalipError
@@ -38,6 +39,7 @@ from .distributed import ProcessGroup
 from .precision import with_launcher_precision
 from .recipe import FileRecipe, Recipe, load_recipe
 from .run_facts import recipe_facts
+from .step_loader import told_if_killed
 from .trainer import GalipTrainer
 from .validation import Validation
 
@@ -267,7 +269,12 @@ def make_trainer(recipe: Recipe, processes: ProcessGroup) -> GalipTrainer:
 
     training = recipe.training
     processes.together(training.make_output_directory)
-    materials = processes.in_turns(lambda: prepare_materials(recipe))
+
+    def prepare() -> Materials:
+        with told_if_full(training.output_path):
+            return prepare_materials(recipe)
+
+    materials = processes.in_turns(prepare)
     config, table = materials.config, materials.table
     processor = GalipImageProcessor.from_config(config)
     if table is not None:
@@ -308,8 +315,10 @@ def run_recipe(recipe: Recipe) -> GalipTrainer:
     """
     training = with_launcher_precision(recipe.training)
     recipe = dataclasses.replace(recipe, training=training)
-    trainer = make_trainer(recipe, ProcessGroup(training.process_timeout))
-    trainer.train()
+    processes = ProcessGroup(training.process_timeout)
+    with told_if_full(training.output_path), processes.told_if_lost(), told_if_killed():
+        trainer = make_trainer(recipe, processes)
+        trainer.train()
     return trainer
 
 

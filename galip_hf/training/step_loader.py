@@ -6,6 +6,7 @@ takes the r-th part: so several processes, or accumulated batches, see together 
 """
 
 from collections.abc import Generator, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -115,8 +116,26 @@ class StepLoader:
         )
 
 
+@contextmanager
+def told_if_killed() -> Iterator[None]:
+    """Turn torch's error about a worker process that has ended into one line.
+
+    Raises:
+        GalipError: a worker of a loader was killed.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        if "DataLoader worker" not in str(error) or isinstance(error, GalipError):
+            raise
+        raise GalipError(
+            "training: a worker process that reads slices was killed, as happens when memory is short; "
+            "set resume=true to go on, with fewer num_workers if it happens again"
+        ) from None
+
+
 def _collate(items: list[dict[str, Any]]) -> UnpairedBatch:
     return UnpairedBatch.of(default_collate(items))
 
 
-__all__ = ["StepLoader"]
+__all__ = ["StepLoader", "told_if_killed"]

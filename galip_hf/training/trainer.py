@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate.utils import gather_object
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 from tqdm.auto import tqdm
@@ -32,7 +31,7 @@ from .distributed import ProcessGroup
 from .final_push import check_final_push, push_final_model
 from .precision import autocast, use_deterministic_algorithms, with_launcher_precision
 from .resume import RunIdentity, resume_run, save_run
-from .run_facts import write_training_facts
+from .run_facts import told_settings, write_training_facts
 from .run_log import RunLog
 from .signals import SIGNALS, noted_signals
 from .state import new_state
@@ -234,7 +233,7 @@ class GalipTrainer:
                 self.arguments.output_path,
                 self.arguments.report_to,
                 project=self.arguments.project,
-                settings=self.arguments.to_dict(),
+                settings=told_settings(self.arguments),
                 step=self.state.step,
             )
             if self._is_main
@@ -328,7 +327,7 @@ class GalipTrainer:
         """Name the batches of skipped steps; stop when there were too many in a row."""
         dataset: Any = self.loader.dataset
         for step, is_own, rows in self.state.guard.collect(self.state.step):
-            batches = gather_object([(is_own, [dataset.subject_and_slice(row) for row in rows])])
+            batches = self.processes.gathered([(is_own, [dataset.subject_and_slice(row) for row in rows])])
             # Those whose losses were not finite, or all of them: then the fault lies in the gradients.
             processes = [number for number, (is_bad, _) in enumerate(batches) if is_bad]
             processes = processes or list(range(len(batches)))

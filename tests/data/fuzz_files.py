@@ -1,15 +1,7 @@
-"""Valid small files of every format, and seeded mutations of them. Run as a program, it does a long run:
-
-    python tests/fuzz_files.py FIRST_SEED COUNT
-
-reads COUNT mutants and prints one line a format; it fails at the first that is neither a volume nor a
-GalipError.
-"""
+"""Valid small files of every format, and seeded mutations of them; `soak.py` runs many thousands."""
 
 import gzip
 import signal
-import sys
-import tempfile
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -27,6 +19,7 @@ from galip_hf.data.volumes import Volume
 from galip_hf.model.errors import GalipError
 
 SECONDS = 20  # a mutant that takes longer hangs
+Compare = Callable[[Path, list[Volume]], str]
 EXTREMES = [0, 1, 2, 255, 0x7F, 0x80, 0x7FFF, 0x8000, 0xFFFF, 0x7FFFFFFF, 0x80000000, 0xFFFFFFFF]
 
 
@@ -114,7 +107,7 @@ def mutant(name: str, content: bytes, seed: int) -> bytes:
     return mutate(content, rng)
 
 
-def outcome(path: Path) -> str:
+def outcome(path: Path, compare: Compare | None = None) -> str:
     """`volume`, finite and written and read again unchanged, or `refused` in one line; all else raises."""
     previous = signal.signal(signal.SIGALRM, _hang)
     signal.alarm(SECONDS)
@@ -134,15 +127,26 @@ def outcome(path: Path) -> str:
         if volume.source.header is not None:
             np.testing.assert_array_equal(again.to_source_array(), volume.to_source_array())
     output.unlink()
-    return "volume"
+    return "volume" if compare is None else compare(path, volumes)
 
 
 def _hang(*_: object) -> None:
     raise AssertionError(f"more than {SECONDS} s")
 
 
-def run(files: dict[str, Path], folder: Path, seeds: range, report: Callable[[str, int], object]) -> Counter:
-    """The outcomes of the mutants `seeds` of each file, by (format, outcome)."""
+def run(
+    files: dict[str, Path],
+    folder: Path,
+    seeds: range,
+    report: Callable[[str, int], object],
+    compare: Compare | None = None,
+) -> Counter:
+    """The outcomes of the mutants `seeds` of each file, by (format, outcome).
+
+    Args:
+        report: told of each mutant before it is read.
+        compare: names the outcome of a mutant that was read, `volume` by default.
+    """
     counts: Counter = Counter()
     for name, path in files.items():
         content = path.read_bytes()
@@ -150,21 +154,8 @@ def run(files: dict[str, Path], folder: Path, seeds: range, report: Callable[[st
         for seed in seeds:
             target.write_bytes(mutant(name, content, seed))
             report(name, seed)
-            counts[name, outcome(target)] += 1
+            counts[name, outcome(target, compare)] += 1
             left = sorted(entry.name for entry in folder.iterdir())
             assert left == [target.name], left
         target.unlink()
     return counts
-
-
-if __name__ == "__main__":
-    first, count = (int(argument) for argument in sys.argv[1:])
-    with tempfile.TemporaryDirectory() as valid, tempfile.TemporaryDirectory() as work:
-        files = valid_files(Path(valid))
-        each = count // len(files) + 1
-        seeds = range(first, first + each)
-        last = Path(tempfile.gettempdir(), "fuzz_last")
-        counts = run(files, Path(work), seeds, lambda name, seed: last.write_text(f"{name} {seed}"))
-        for name in files:
-            print(name, {kind: counts[name, kind] for kind in ("volume", "refused")})
-        print(sum(counts.values()), "mutants")

@@ -1,5 +1,6 @@
 """DICOM series in, NIfTI or derived series out: values, geometry, identity, and what is refused."""
 
+import zlib
 from pathlib import Path
 
 import gdcm
@@ -307,6 +308,30 @@ def test_truncated_and_garbled_files(tmp_path: Path) -> None:
     assert "0 bytes" in refused(paths[1])
     paths[1].write_bytes(b"no DICOM at all" * 50)
     assert "DICOM without an image" in refused(paths[1]) or "cannot be read" in refused(paths[1])
+
+
+def test_a_deflated_bomb_stays_small(tmp_path: Path) -> None:
+    """pydicom alone would inflate 40 kB to 40 MB; where that ends, only the disk's size says."""
+    (plain,) = write_series(tmp_path / "ct", slices=1)
+    image = pydicom.dcmread(plain)
+    image.file_meta.TransferSyntaxUID = DeflatedExplicitVRLittleEndian
+    image.save_as(plain, enforce_file_format=True)
+    content = plain.read_bytes()
+    meta = 144 + int.from_bytes(content[140:144], "little")
+    stream = zlib.compressobj(wbits=-15)
+    bomb = stream.compress(zlib.decompress(content[meta:], wbits=-15))
+    bomb += stream.compress(b"\x09\x00\x10\x00OB\0\0" + (40 << 20).to_bytes(4, "little"))
+    bomb += b"".join(stream.compress(bytes(1 << 20)) for _ in range(40)) + stream.flush()
+    plain.write_bytes(content[:meta] + bomb)
+    assert "holds much more uncompressed than the 6144 bytes" in refused(plain)
+
+
+@pytest.mark.parametrize("columns", [62, 63])
+def test_columns_that_do_not_fit_the_pixels(columns: int, tmp_path: Path) -> None:
+    (path,) = write_series(tmp_path / "ct", slices=1)
+    edit(path, Columns=columns)
+    said = refused(path)
+    assert f"take 6144 bytes, and 48 rows of {columns} columns of 16 bits {96 * columns}" in said
 
 
 @pytest.mark.parametrize("derived", [False, True])

@@ -186,12 +186,17 @@ def test_headers_that_lie_are_told_with_both_numbers(tmp_path: Path) -> None:
     for fields, told in (
         ({"vox_offset": 0}, "vox_offset is 0, inside the header; the voxels were read from byte 352"),
         ({"bitpix": 32}, "bitpix is 32, but the datatype 4 has 16 bits"),
+        ({"scl_slope": np.inf}, "scl_slope is inf, so the values were not scaled"),
         ({}, f"holds {len(content) + 7} bytes and its header announces {len(content)}"),
     ):
         (tmp_path / "b.nii").write_bytes(content + (b"" if fields else bytes(7)))
         volume = read_volume(patched(tmp_path / "b.nii", **fields))
         np.testing.assert_array_equal(volume.array, expected)
         assert told in volume.notes[0]
+    np.save(tmp_path / "a.npy", expected)
+    with (tmp_path / "a.npy").open("ab") as file:
+        file.write(bytes(9))
+    assert f"announces {expected.nbytes + 128}" in read_volume(tmp_path / "a.npy").notes[0]
     patched(nifti(tmp_path / "a.nii", np.diag([2.0, 2, 2, 1])), srow_x=[1e-30, 0, 0, 0])
     assert "expected sizes between 0.0001 and 1000 mm" in refused(tmp_path / "a.nii")
 

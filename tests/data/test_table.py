@@ -3,6 +3,7 @@
 import json
 import os
 import pickle
+import shutil
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -11,6 +12,7 @@ import datasets
 import numpy as np
 import pytest
 
+from galip_hf.cli import main
 from galip_hf.data.table import SliceReader, domain_slices, load_table
 from galip_hf.data.table_writer import SubjectVolume, crop_or_pad, write_table
 from galip_hf.model.errors import GalipError
@@ -246,3 +248,29 @@ def test_the_optional_column_of_body_masks(tmp_path: Path) -> None:
     with pytest.raises(GalipError, match="found a bool mask"):
         wrong = replace(given[0], mask=np.zeros((3, 12, 10), bool))
         write_table([wrong], tmp_path / "refused", domains=["T1"], image_size=12, masks=True)
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("dataset_dict.json", '{"splits": [[]]}'),
+        ("dataset_dict.json", '{"splits": []}'),
+        ("dataset_dict.json", "1e30"),
+        ("train/state.json", '{"_data_files": "x"}'),
+        ("train/dataset_info.json", "[" * 100000),
+        ("summary.json", "[]"),
+        ("summary.json", '{"excluded": true}'),
+        ("summary.json", '{"intensities": {"T1": 1' + "0" * 5000 + "}}"),
+        ("summary.json", '{"split_hash": [1]}'),
+    ],
+)
+def test_odd_json_is_one_line(
+    name: str, text: str, table_directory: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    table = tmp_path / "table"
+    shutil.copytree(table_directory, table)
+    (table / name).write_text(text)
+    assert main(["inspect", str(table), "--montage", str(tmp_path / "montage.png")]) == 2
+    told = capsys.readouterr().err
+    assert told.startswith("galip-hf: error: ") and told.count("\n") == 1 and len(told) < 500
+    assert not (tmp_path / "montage.png").exists()

@@ -82,8 +82,6 @@ def test_a_download_that_fails_for_good(
         monkeypatch.setattr(constants, "HF_HUB_DOWNLOAD_TIMEOUT", 0.3)
     push_model_directory(directory, REPO)
     content = (directory / "model.safetensors").read_bytes()
-    if action == "flip" and pull is not load_model:  # `from_pretrained` compares nothing: docs/hub.md
-        return
     hub.add_fault(action, "GET", WEIGHTS, body=b"\0" * 99)
     for _ in range(1 if action == "stall" else 2):
         refused(lambda: pull(REPO), REPO)
@@ -91,6 +89,33 @@ def test_a_download_that_fails_for_good(
             assert path.read_bytes() == content
     hub.faults.clear()
     pull(REPO)
+
+
+@pytest.mark.parametrize("pull", PULLS)
+def test_all_that_is_damaged_is_told_at_once(
+    hub: HubServer, directory: Path, tmp_path: Path, pull: Callable[[str], object]
+) -> None:
+    """One run names every damaged file of the cache, the next one works."""
+    push_model_directory(directory, REPO)
+    pull(REPO)
+    names = ["config.json", "model.safetensors"]
+    for name in names:
+        (path,) = (tmp_path / "cache").rglob(name)
+        content = bytearray(path.read_bytes())
+        content[-2] ^= 1
+        path.resolve().write_bytes(content)
+    said = refused(lambda: pull(REPO), "differ from the Hub's checksum")
+    assert all(name in said for name in names)
+    pull(REPO)
+
+
+def test_words_while_offline(hub: HubServer, directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is not there is said once, and a push is not told to download."""
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    close_session()
+    assert refused(lambda: load_model(REPO)).count("cache") == 1
+    said = refused(lambda: push_model_directory(directory, REPO), "cannot be pushed to while HF_HUB_OFFLINE")
+    assert "download" not in said
 
 
 @pytest.mark.parametrize("pull", PULLS)

@@ -205,7 +205,7 @@ def test_save_writes_scan_report_map_and_figure(brain: GalipPipeline, scan: Path
     np.testing.assert_array_equal(after.get_fdata(dtype=np.float32), translation.array)
     report = json.loads((tmp_path / "out.json").read_text(encoding="utf-8"))
     assert report == {"output": "out.nii.gz", **json.loads(json.dumps(translation.report))}
-    assert report["note"] == "synthetic, not for diagnosis" and report["model"] == str(PHANTOM_MODEL)
+    assert report["note"] == "synthetic, not for diagnosis" and report["model"] == PHANTOM_MODEL.name
     cycle = nib.load(tmp_path / "out_cycle.nii.gz").get_fdata()
     slices = cycle.transpose(2, 1, 0)[:, ::-1]
     source = nib.load(scan).get_fdata().transpose(2, 1, 0)[:, ::-1]

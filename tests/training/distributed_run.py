@@ -210,7 +210,14 @@ def main() -> None:
     stopped = make_trainer("stopped", terminate, max_steps=9, validation_steps=2, checkpoint_steps=0)
     stopped.train()
     result |= {"stopped_by": stopped.stopped_by, "stopped_at": stopped.state.step}
+    if process == 0:
+        try:
+            with stopped.processes.told_if_lost():
+                stopped.processes.host_flags([True])  # the other one never comes: it has ended
+        except GalipError as error:
+            result["lost"] = str(error)
     (OUTPUT / f"result-{process}.json").write_text(json.dumps(result), encoding="utf-8")
+    os._exit(0)
 
 
 if __name__ == "__main__":

@@ -23,6 +23,7 @@ from galip_hf.data.unpaired_dataset import UnpairedSlices
 from galip_hf.training.checkpoint_files import latest_checkpoint, load_state, load_tensors
 from galip_hf.training.nonfinite_guard import FiniteGuard
 from galip_hf.training.step import first_gradient
+from galip_hf.training.step_loader import told_if_killed
 from galip_hf.training.trainer import GalipTrainer
 
 KILLS = 12
@@ -164,6 +165,44 @@ def test_a_full_disk_is_told_and_the_earlier_checkpoint_stays(
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert {path: path.read_bytes() for path in checkpoints.rglob("*") if path.is_file()} == before
+
+
+def test_a_disk_that_is_full_before_the_first_step(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While data and CLIP model are made: one line, nothing half-written."""
+    monkeypatch.chdir(tmp_path)
+    text = "clip: {tiny: {image_size: 32, patch_size: 8, width: 32, subjects: 1, steps: 1, batch_size: 2}}\n"
+    text += "data: {phantom: {train_subjects: 1, validation_subjects: 1, size: 32, slices: 2}}\n"
+    Path("recipe.yaml").write_text(text + "training: {output_dir: run}\n")
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, hard))
+    try:
+        assert main(["train", "recipe.yaml"]) == 2
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert last.startswith("galip-hf: error: run") and "cannot be written (File too large)" in last
+    assert list(Path("run").rglob("*")) == []
+
+
+class Deadly(UnpairedSlices):
+    """Reading an item kills the worker, as a system short of memory does."""
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        os.kill(os.getpid(), signal.SIGKILL)
+        raise AssertionError
+
+
+def test_a_killed_worker_is_one_line(make_trainer: MakeTrainer) -> None:
+    trainer = make_trainer(num_workers=1)
+    trainer.loader.dataset.__class__ = Deadly
+    with (
+        pytest.raises(GalipError, match="a worker process that reads slices was killed") as caught,
+        told_if_killed(),
+    ):
+        trainer.train()
+    assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize("name", ["SIGTERM", "SIGINT"])

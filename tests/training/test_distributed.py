@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from collections import Counter
 from datetime import timedelta
 from pathlib import Path
@@ -24,6 +25,7 @@ from galip_hf.data.streamed_dataset import StreamedSlices, open_stream
 from galip_hf.data.table import load_table
 from galip_hf.data.table_writer import SubjectVolume, write_table
 from galip_hf.data.unpaired_dataset import UnpairedSlices
+from galip_hf.training import attendance
 from galip_hf.training.checkpoint_files import latest_checkpoint, load_state
 from galip_hf.training.distributed import ProcessGroup
 from galip_hf.training.step_loader import StepLoader
@@ -307,6 +309,31 @@ def test_all_processes_fail_with_one_that_cannot_save(
     assert "step-00000001: cannot be written" in first["blocked"]
     assert "log.jsonl: cannot be written" in first["full"]
     assert second["blocked"] == second["full"] == "stopped because process 0 failed; its message says why"
+
+
+def test_a_process_that_is_gone_is_one_line(two_processes: tuple[Path, list[dict[str, Any]]]) -> None:
+    _, (first, _) = two_processes
+    assert first["lost"].startswith("process 0 lost another process") and "\n" not in first["lost"]
+
+
+@pytest.mark.parametrize(("alive", "said"), [(False, "stopped or not reachable"), (True, "busy, or stuck")])
+def test_who_is_waited_for_is_said(
+    alive: bool, said: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Process 1 has come to no exchange; of a stopped process the beat stands still too."""
+    store = torch.distributed.HashStore()
+    monkeypatch.setattr(attendance, "_get_default_store", lambda: store)
+    monkeypatch.setattr(attendance, "PATIENCE", 0.4)
+    monkeypatch.setattr(attendance, "_BEAT", 0.05)
+    if alive:
+        attendance.Attendance(1, 2, None)
+    else:
+        store.set("galip_hf/attendance/1", "7 0")
+    with attendance.Attendance(0, 2, timedelta(minutes=5)).exchange():
+        time.sleep(0.7)
+    (message,) = caplog.messages
+    assert message.startswith("process 0 has waited 0 s for process 1") and said in message
+    assert message.endswith("it gives up after 0:05:00")
 
 
 def test_a_signal_to_one_process_stops_all_with_a_checkpoint(
