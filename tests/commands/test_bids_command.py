@@ -32,7 +32,7 @@ def errors_of(root: Path) -> list[str]:
         pytest.skip("pip install 'galip-hf[test]' (bids-validator-deno)")
     done = subprocess.run([VALIDATOR, root, "--format", "json"], capture_output=True, encoding="utf-8")
     result = json.loads(done.stdout)
-    assert result["summary"]["totalFiles"] > 4  # it has looked at the data set
+    assert result["summary"]["totalFiles"] >= 4  # it has looked at the data set
     return [
         f"{issue['location']}: {issue['code']}"
         for issue in result["issues"]["issues"]
