@@ -6,7 +6,20 @@ import shlex
 import sys
 from collections.abc import Sequence
 
-from .commands import add_domain, card, complete, convert, evaluate, inspect, prepare, push, train, translate
+from .commands import (
+    add_domain,
+    app,
+    card,
+    complete,
+    convert,
+    evaluate,
+    inspect,
+    prepare,
+    push,
+    serve,
+    train,
+    translate,
+)
 from .model.errors import GalipError
 from .version import __version__
 
@@ -17,7 +30,10 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for command in (translate, complete, prepare, inspect, train, evaluate, convert, add_domain, card, push):
+    for command in (
+        *(translate, complete, app, serve, prepare, inspect, train),
+        *(evaluate, convert, add_domain, card, push),
+    ):
         command.add_parser(commands)
     return parser
 
