@@ -35,6 +35,7 @@ quality: $(INSTALLED)
 	$(BIN)/ruff check $(SOURCES)
 	$(BIN)/ruff format --check $(SOURCES)
 	$(BIN)/mypy
+	$(BIN)/hadolint Dockerfile
 
 style: $(INSTALLED)
 	$(BIN)/ruff check --fix $(SOURCES)
