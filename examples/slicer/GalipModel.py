@@ -4,8 +4,8 @@ The extension: https://github.com/ciroraggio/SlicerModalityConverter. This file'
 ModalityConverterLib/ModelsImpl; README.md has the steps. Names in camel case are those of the interface.
 
 The extension has one key for each kind of translation, so the key says from what to what: `galip_T1_to_T2`.
-It hands over arrays in Slicer's order (slices, rows, columns), and, where the translation runs inside Slicer, a
-node that knows the geometry. The extension's worker process hands over no geometry: slices are then taken
+It hands over arrays in Slicer's order (slices, rows, columns), and, where the translation runs inside Slicer,
+a node that knows the geometry. The extension's worker process hands over no geometry: slices are then taken
 pixel for pixel, which is right only for scans of the pixel size of the model's training.
 """
 
