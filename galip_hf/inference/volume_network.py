@@ -42,7 +42,8 @@ class VolumeNetwork(torch.nn.Module):
                 in mm, or a tensor, whose slices along Z are then taken pixel for pixel.
 
         Returns:
-            (B, 1, X, Y, Z) float32 on the same device, in the target's units (HU for CT, the input's for MR).
+            (B, 1, X, Y, Z) float32 of the same kind and device, in the target's units (HU for CT, the
+            input's for MR).
 
         Raises:
             GalipError: another shape, or a volume that cannot be translated.
@@ -60,7 +61,10 @@ class VolumeNetwork(torch.nn.Module):
                 image = nib.Nifti1Image(volume, affine)
                 result = self._pipeline(image, self._target, self._source).array
             translated.append(torch.from_numpy(np.ascontiguousarray(result, dtype=np.float32)))
-        return torch.stack(translated)[:, None].to(volumes.device)
+        # A MetaTensor's likeness is one with its meta data, by which MONAI names and places what it saves.
+        output = torch.empty_like(volumes, dtype=torch.float32)
+        output.copy_(torch.stack(translated)[:, None])
+        return output
 
 
 __all__ = ["VolumeNetwork"]
