@@ -15,6 +15,7 @@ import nibabel as nib
 import numpy as np
 
 from ..data import phantom
+from ..data.contrasts import contrast_of
 from ..data.file_checks import MAX_SIZE
 from ..data.own_outputs import cycle_path, report_path
 from ..data.scans import write_scan
@@ -62,7 +63,9 @@ class Page:
         self._results = root / "results"
         self._results.mkdir()
         self._sessions = Sessions(self._results)
-        self._example = example_head(root / "example-T1.nii.gz")
+        self._example_scan = example_head(root / "example-T1.nii.gz")
+        names = pipeline.config.domain_names
+        self._example_source = next((name for name in names if contrast_of(name) == EXAMPLE_CONTRAST), None)
         self.blocks = self._blocks()
 
     def launch(self, **options: Any) -> Any:
@@ -104,24 +107,42 @@ class Page:
                     cycle = gr.Checkbox(True, label="Also translate back, for the cycle map (twice the time)")
                     with gr.Row():
                         start = gr.Button("Translate", variant="primary", elem_id="galip-translate")
-                        example = gr.Button("Example head", elem_id="galip-example")
+                        known = self._example_source is not None
+                        example = gr.Button("Example head", elem_id="galip-example", visible=known)
             words = gr.HTML(elem_id="galip-words")
             gr.HTML((STATIC / "viewer.html").read_text(encoding="utf-8"))
             files = gr.HTML(elem_id="galip-files")
             view = gr.JSON(visible=False)
-            upload.upload(self._note_upload, upload, None, queue=False, show_progress="hidden")
-            for button, action in ((start, self._translate), (example, self._translate_example)):
-                shown = button.click(
-                    action,
-                    [upload, source, target, cycle],
-                    [words, files, view],
-                    concurrency_limit=1,
-                    concurrency_id="model",
-                    show_progress_on=words,
-                )
-                shown.then(None, view, None, js="(view) => { window.galipShow(view); }")
-            blocks.unload(self._end)
+            asked = [upload, source, target, cycle]
+            actions = {start: self._translate, example: self._example}
+            self._connect(blocks, asked, [words, files, view], actions)
         return blocks
+
+    def _connect(
+        self, blocks: gr.Blocks, asked: list[Any], answered: list[Any], actions: dict[Any, Any]
+    ) -> None:
+        """Say what happens on a click, on an upload, and when the browser leaves.
+
+        Args:
+            asked: the components with the upload, source, target and cycle.
+            answered: the components for sentences, links and what the viewers load.
+            actions: button -> what it does.
+        """
+        # Private: callable from the page alone, which has a session that ends.
+        private = {"api_visibility": "private"}
+        asked[0].upload(self._note_upload, asked[0], None, queue=False, show_progress="hidden", **private)
+        for button, action in actions.items():
+            event = button.click(
+                action,
+                asked,
+                answered,
+                concurrency_limit=1,
+                concurrency_id="model",
+                show_progress_on=answered[0],
+                **private,
+            )
+            event.then(None, answered[2], None, js="(view) => { window.galipShow(view); }")
+        blocks.unload(self._end)
 
     def _sources(self, names: list[str]) -> list[str]:
         """The choices for the domain of the scan; it can be left open where all domains share one rule."""
@@ -136,16 +157,17 @@ class Page:
     def _end(self, request: gr.Request) -> None:
         self._sessions.end(request.session_hash or "")
 
-    def _translate_example(
+    def _example(
         self,
-        upload: str | None,
-        source: str,
+        _upload: str | None,
+        _source: str,
         target: str,
         cycle: bool,
         request: gr.Request,
         progress: gr.Progress = _PROGRESS,
     ) -> tuple[str, str, Any]:
-        return self._translate(str(self._example), EXAMPLE_CONTRAST, target, cycle, request, progress)
+        source = self._example_source or ""
+        return self._translate(str(self._example_scan), source, target, cycle, request, progress)
 
     def _translate(
         self,

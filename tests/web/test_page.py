@@ -8,6 +8,7 @@ import shutil
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import nibabel as nib
@@ -35,15 +36,21 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def url(root: Path) -> Iterator[str]:
+def served(root: Path) -> Iterator[tuple[Any, str]]:
+    """The page, and its address."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("GRADIO_TEMP_DIR", str(root / "uploads"))
         from galip_hf.web.page import Page
 
         page = Page(GalipPipeline.from_pretrained(MODEL), root)
         _, address, _ = page.launch(server_name="127.0.0.1", prevent_thread_lock=True, quiet=True)
-        yield address
+        yield page, address
         page.blocks.close()
+
+
+@pytest.fixture(scope="module")
+def url(served: tuple[Any, str]) -> str:
+    return served[1]
 
 
 @pytest.fixture(scope="module")
@@ -134,6 +141,17 @@ def test_an_upload_is_shown_and_downloaded(browser: Any, url: str, root: Path, t
     page.context.close()
     wait_until(lambda: not list((root / "results").iterdir()))
     wait_until(lambda: uploads(root) == [])
+
+
+def test_progress_is_reported_slice_by_slice(served: tuple[Any, str], tmp_path: Path) -> None:
+    told: list[tuple[int, int]] = []
+    request = SimpleNamespace(session_hash="progress")
+    upload = str(head(tmp_path / "mine.nii.gz", 1001))
+    page = served[0]
+    page._translate(upload, "T1", "T2", True, request, lambda done, unit: told.append(done))
+    assert told[0] == (0, 12) and told[-1] == (12, 12)  # six slices, there and back
+    assert [done for done, _ in told] == sorted(done for done, _ in told) and len(told) > 2
+    page._end(request)
 
 
 def test_a_wrong_file_is_one_sentence(browser: Any, url: str, tmp_path: Path) -> None:
