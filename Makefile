@@ -4,7 +4,7 @@ BIN := .venv/bin
 INSTALLED := .venv/.installed
 SOURCES := galip_hf tests examples benchmarks
 
-.PHONY: demo test test-lowest soak quality style phantom-model clean
+.PHONY: demo test test-slow test-lowest soak quality style phantom-model clean
 
 # Installed again only when the dependencies change.
 $(INSTALLED): setup.cfg pyproject.toml
@@ -18,6 +18,11 @@ demo: $(INSTALLED)
 test: $(INSTALLED)
 	# Some library sets the C locale when it is loaded, and with it Python's encoding of text files.
 	PYTHONUTF8=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile $(PYTEST_ARGUMENTS)
+
+# What needs a browser (Debian's chromium, or `playwright install chromium`) or minutes: the page, the notebook.
+test-slow: $(INSTALLED)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e ".[slow]"
+	PYTHONUTF8=1 $(BIN)/python -m pytest -m slow $(PYTEST_ARGUMENTS)
 
 # The tests with every dependency at its lower bound in setup.cfg, in an environment of their own (several GB).
 test-lowest:
@@ -35,6 +40,7 @@ quality: $(INSTALLED)
 	$(BIN)/ruff check $(SOURCES)
 	$(BIN)/ruff format --check $(SOURCES)
 	$(BIN)/mypy
+	$(BIN)/hadolint Dockerfile
 
 style: $(INSTALLED)
 	$(BIN)/ruff check --fix $(SOURCES)

@@ -6,7 +6,20 @@ import shlex
 import sys
 from collections.abc import Sequence
 
-from .commands import add_domain, card, convert, evaluate, inspect, prepare, push, train, translate
+from .commands import (
+    add_domain,
+    app,
+    card,
+    complete,
+    convert,
+    evaluate,
+    inspect,
+    prepare,
+    push,
+    serve,
+    train,
+    translate,
+)
 from .files import told_if_full
 from .model.errors import GalipError
 from .shown_paths import short_command
@@ -19,7 +32,10 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for command in (translate, prepare, inspect, train, evaluate, convert, add_domain, card, push):
+    for command in (
+        *(translate, complete, app, serve, prepare, inspect, train),
+        *(evaluate, convert, add_domain, card, push),
+    ):
         command.add_parser(commands)
     return parser
 

@@ -18,6 +18,8 @@ DATA_FILES = (
     "galip_hf/py.typed",
     "galip_hf/hub/card_template.md",
     "galip_hf/training/starters/phantom.yaml",
+    "galip_hf/web/static/niivue/LICENSES.txt",
+    "galip_hf/web/static/viewer.js",
 )
 
 

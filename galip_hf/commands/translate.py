@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..model.errors import GalipError
 from ..version import DISCLAIMER
+from .bids_plan import bids_fields
 from .options import add_full_paths
 from .startup import collector_paused, keep_freed_memory
 from .translate_plan import Job, made_folders, plan_jobs, target_names, without_existing
@@ -98,6 +99,12 @@ def add_parser(commands: Any) -> None:
         metavar="GIB",
         help="largest scan read, in GiB as float32; one slice may have an eighth of it (default: 2)",
     )
+    translate.add_argument(
+        "--bids",
+        action="store_true",
+        help="INPUT is a BIDS data set: read sub-*/[ses-*/]anat scans of --from, and write a derivative data "
+        "set of desc-synthetic scans",
+    )
     existing = translate.add_mutually_exclusive_group()
     existing.add_argument("--overwrite", action="store_true", help="replace existing outputs")
     existing.add_argument(
@@ -165,8 +172,14 @@ def _translate(arguments: argparse.Namespace) -> int:
     with made_folders([job.outputs for job in todo]):
         if len(jobs) == 1 and todo:
             _print_table(list(_run(pipeline, todo[0], arguments)))
-            return 0
-        return _run_all(pipeline, todo, skipped, arguments)
+            code = 0
+        else:
+            code = _run_all(pipeline, todo, skipped, arguments)
+        if arguments.bids and any(output.is_file() for job in jobs for output in job.outputs.values()):
+            from ..data.bids import write_dataset_files
+
+            write_dataset_files(Path(arguments.output), Path(arguments.inputs[0]), pipeline.name)
+        return code
 
 
 def _load(arguments: argparse.Namespace) -> "GalipPipeline":
@@ -253,6 +266,9 @@ def _run(
         if arguments.full_paths:
             translation.report["input"] = str(job.scan.path.absolute())
             translation.report["model"] = arguments.model
+    if job.bids is not None:
+        for translation in (one for of_volume in translations for one in of_volume):
+            translation.report.update(bids_fields(job.bids, translation))
     for of_target, output in zip(zip(*translations, strict=True), job.outputs.values(), strict=True):
         if has_suffix(output):
             save_translations(of_target, output, overwrite=overwrite, figure=arguments.figure)

@@ -3,22 +3,28 @@
 import argparse
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..model.errors import GalipError
+from .bids_plan import bids_outputs
 
 if TYPE_CHECKING:
+    from ..data.bids import BidsScan
     from ..data.scans import ScanSource
 
 
 @dataclass(frozen=True)
 class Job:
-    """One scan and, for each target, the file (or DICOM folder) to write."""
+    """One scan and, for each target, the file (or DICOM folder) to write.
+
+    `bids`: the scan's names in its BIDS data set, under `--bids`.
+    """
 
     scan: "ScanSource"
     outputs: dict[str, Path]
+    bids: "BidsScan | None" = None
 
 
 def target_names(arguments: argparse.Namespace) -> list[str]:
@@ -57,10 +63,17 @@ def _suffix(scan: "ScanSource", wanted: str) -> str:
 def plan_jobs(arguments: argparse.Namespace) -> list[Job]:
     """The jobs; GalipError for whatever their outputs would clash with."""
     from ..data.file_checks import has_suffix
-    from ..data.scans import find_scans
+    from ..data.scans import ScanSource, find_scans
     from ..data.writers import check_output_path
 
     targets, output = target_names(arguments), Path(arguments.output)
+    if arguments.bids:
+        jobs = [
+            Job(ScanSource(scan.path, None, scan.path.name), outputs, scan)
+            for scan, outputs in bids_outputs(arguments, targets)
+        ]
+        _check_outputs(jobs, arguments)
+        return jobs
     scans = find_scans(arguments.inputs, select=_selection(arguments), output=output)
     names_file = has_suffix(output)
     single = len(scans) == 1 and len(targets) == 1 and (names_file or not Path(arguments.inputs[0]).is_dir())
@@ -163,7 +176,7 @@ def without_existing(job: Job, arguments: argparse.Namespace) -> Job:
     """The job without the outputs that exist, under --skip-existing."""
     if not arguments.skip_existing:
         return job
-    return Job(job.scan, {name: path for name, path in job.outputs.items() if not path.exists()})
+    return replace(job, outputs={name: path for name, path in job.outputs.items() if not path.exists()})
 
 
 __all__ = ["Job", "made_folders", "plan_jobs", "target_names", "without_existing"]
