@@ -46,9 +46,8 @@ class ExportableGenerator(nn.Module):
         with torch.no_grad():
             prepared = [generator.prepare_target(name) for name in names]
             labels = torch.cat([target.label_embedding for target in prepared])
-        # prompt_states are not needed any more: the copy is made without them.
-        kept = {id(generator.prompt_states): generator.prompt_states[:0]}
-        self.generator = copy.deepcopy(generator, kept).to(DTYPES[dtype]).eval()
+        self.generator = copy.deepcopy(generator).to(DTYPES[dtype]).eval()
+        del self.generator.prompt_states  # their keys and values take their place
         copies = dict(zip(generator.modules(), self.generator.modules(), strict=True))
         self.register_buffer("label_embeddings", labels.to(DTYPES[dtype]))
         self._attentions: list[nn.Module] = []

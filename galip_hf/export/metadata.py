@@ -75,7 +75,7 @@ class ExportMetadata:
 
     def normalizer(self) -> IntensityNormalizer:
         """The domains' intensity rules, with statistics and geometry of the training."""
-        return IntensityNormalizer(**self.preprocessor)
+        return IntensityNormalizer.from_values(self.preprocessor)
 
 
 def model_metadata(directory: Path, variant: str | None) -> dict[str, Any]:

@@ -255,13 +255,15 @@ class ExportedModel:
         assert isinstance(engine, OpenVinoEngine)
         one = images[[images.mean(axis=(1, 2, 3)).argmax()]]
         target = (self.metadata.targets or self.config.domain_names)[-1:]
-        exact = OpenVinoEngine(engine.path, "fp32")
-        precise, rms = is_precise(
-            key=f"{engine.arithmetic} | {engine.cpu} | {self.metadata.weights_sha256}",
-            differing=lambda: self._run(engine, one, target)[0] - self._run(exact, one, target)[0],
-        )
+
+        def difference() -> np.ndarray:
+            exact = OpenVinoEngine(engine.path, "fp32")
+            return self._run(engine, one, target)[0] - self._run(exact, one, target)[0]
+
+        key = f"{engine.arithmetic} | {engine.cpu} | {self.metadata.weights_sha256}"
+        precise, rms = is_precise(key, difference)
         if not precise:
-            self._engine, self.precision = exact, "fp32"
+            self._engine, self.precision = OpenVinoEngine(engine.path, "fp32"), "fp32"
             self.notes.append(
                 f"{engine.precision} differs from fp32 by {rms:.2g} of the window (root mean square) on this "
                 "CPU, which is too much: computed in fp32"

@@ -277,7 +277,7 @@ class GalipGenerator(nn.Module):
         return F.pad(pixel_values, (0, right, 0, bottom), mode="replicate")
 
     def decode_embedded(self, features: Sequence[Tensor], label_embedding: Tensor, prompt: Prompt) -> Tensor:
-        """`decode` with the labels' embeddings, (B or 1, label_width) after their SiLU, in place of labels."""
+        """`decode` with the labels' embeddings (B or 1, label_width), after their SiLU, for labels."""
         skips = list(features)
         for level in self.encoder[self.config.shared_levels :]:
             skips += level(skips[-1], label_embedding, prompt)

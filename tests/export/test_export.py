@@ -1,36 +1,43 @@
 """Exported files: equal to PyTorch at any size, with what is needed to use them; refused where not."""
 
 import json
+import shutil
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import onnxruntime
 import pytest
 import torch
 from conftest import filled_model, tiny_config
 
-from galip_hf import GalipError, GalipImageProcessor
+from galip_hf import GalipError, GalipImageProcessor, GalipPipeline
 from galip_hf.cli import main
 from galip_hf.export.check import compared
 from galip_hf.export.graph import ExportableGenerator
 from galip_hf.export.metadata import KEY, ExportMetadata, weights_hash
+from galip_hf.inference import precision_check, runtimes
 from galip_hf.model.unet import load_generator
 
 
 @pytest.fixture(scope="module")
-def onnx_file(model_directory: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("onnx") / "tiny.onnx"
-    assert main(["export", str(model_directory), "--output", str(path)]) == 0
-    return path
+def exported(model_directory: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model directory with its model.onnx; to be read only."""
+    directory = tmp_path_factory.mktemp("exported") / "tiny"
+    shutil.copytree(model_directory, directory)
+    assert main(["export", str(directory), "--output", str(directory / "model.onnx")]) == 0
+    return directory
 
 
 def images(*shape: int) -> np.ndarray:
     return np.random.default_rng(3).random((shape[0], 1, *shape[1:]), dtype=np.float32)
 
 
-def test_onnx_with_the_target_as_an_input(onnx_file: Path, model_directory: Path) -> None:
+def test_onnx_with_the_target_as_an_input(exported: Path, model_directory: Path) -> None:
     """Other batches, heights and widths than the traced ones; a target for each image."""
-    onnxruntime = pytest.importorskip("onnxruntime")
-    session = onnxruntime.InferenceSession(str(onnx_file), providers=["CPUExecutionProvider"])
+    path = str(exported / "model.onnx")
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
     generator = load_generator(model_directory)
     for values, labels in ((images(3, 10, 22), [0, 1, 2]), (images(1, 32, 2), [2])):
         (found,) = session.run(None, {"pixel_values": values, "target": np.array(labels)})
@@ -112,3 +119,87 @@ def test_mistakes(
     before = sorted(tmp_path.iterdir())
     assert main(["export", str(tmp_path), *(option.format(tmp_path) for option in options)]) == 2
     assert message in capsys.readouterr().err and sorted(tmp_path.iterdir()) == before
+
+
+@pytest.mark.parametrize("runtime", ["onnxruntime", "openvino"])
+def test_a_pipeline_in_another_runtime(runtime: str, exported: Path) -> None:
+    """Sides that are no multiple of the network's; two targets; the report says what computed."""
+    scan = (200 * images(3, 11, 14)[:, 0]).astype(np.float32)
+    expected = GalipPipeline.from_pretrained(exported)(scan, ["T2", "CT"], "T1")
+    pipeline = GalipPipeline.from_pretrained(exported, runtime=runtime)
+    for found, reference in zip(pipeline(scan, ["T2", "CT"], "T1"), expected, strict=True):
+        width = np.ptp(reference.report["window"])
+        np.testing.assert_allclose(found.array, reference.array, rtol=0, atol=2e-5 * width)
+    settings = found.report["settings"]
+    assert settings["precision"] == "fp32" and settings["device"] == "cpu"
+    assert {"onnxruntime": "ONNX Runtime", "openvino": "fp32, OpenVINO"}[runtime] in settings["arithmetic"]
+    with pytest.raises(GalipError, match="'PD' is unknown"):
+        pipeline(scan, "PD", "T1")
+
+
+@pytest.mark.parametrize("wrong", [False, True])
+def test_half_precision_is_compared_once_a_machine(
+    wrong: bool, exported: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A CPU whose bf16 is wrong gets fp32 and a word; the answer is kept for the next process."""
+    openvino_engine = runtimes.OpenVinoEngine
+    compiled: list[str] = []
+
+    class Engine(openvino_engine):  # type: ignore[valid-type, misc]
+        def __init__(self, path: Path, precision: str) -> None:
+            super().__init__(path, "fp32")  # whatever CPU the tests run on
+            self.precision, self.arithmetic = precision, f"{precision}, OpenVINO"
+            compiled.append(precision)
+
+        def _request(self, shape: tuple[int, ...]) -> Any:
+            asked, self.precision = self.precision, "fp32"
+            request, self.precision = super()._request(shape), asked
+            return request
+
+        def run(self, inputs: Mapping[str, np.ndarray]) -> list[np.ndarray]:
+            error = 0.0 if self.precision == "fp32" else 0.1 if wrong else 1e-3
+            return [output + np.float32(error) for output in super().run(inputs)]
+
+    monkeypatch.setattr(runtimes, "OpenVinoEngine", Engine)
+    monkeypatch.setattr(precision_check.constants, "HF_HOME", str(tmp_path))
+    scan = 200 * images(2, 8, 8)[:, 0]
+    for _ in range(2):
+        pipeline = GalipPipeline.from_pretrained(exported, runtime="openvino", precision="bf16")
+        report = pipeline(scan, "T2", "T1").report
+        used = "fp32" if wrong else "bf16"
+        assert report["settings"]["precision"] == used and report["settings"]["arithmetic"].startswith(used)
+        said = [text for text in report["warnings"] if "bf16 differs from fp32 by 0.1 of the window" in text]
+        assert bool(said) == wrong
+    again = ["fp32"] if wrong else []
+    assert compiled == ["bf16", "fp32", *again, "bf16", *again]
+    (rms,) = json.loads(precision_check.record_path().read_text(encoding="utf-8")).values()
+    assert rms == pytest.approx(0.1 if wrong else 1e-3, rel=1e-3)
+
+
+def test_a_graph_of_other_weights_is_refused(exported: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "copy"
+    shutil.copytree(exported, copy)
+    with (copy / "model.safetensors").open("ab") as file:
+        file.write(b" ")
+    with pytest.raises(GalipError, match=r"model.onnx: was exported from other weights .* export it again"):
+        GalipPipeline.from_pretrained(copy, runtime="onnxruntime")
+    alone = GalipPipeline.from_pretrained(copy / "model.onnx", runtime="onnxruntime")  # the file stands alone
+    assert alone.config.domain_names == ["T1", "T2", "CT"]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"runtime": "tensorrt"}, "runtime is 'tensorrt'; expected one of torch, onnxruntime, openvino"),
+        ({"runtime": "onnxruntime", "precision": "fp16"}, "was exported in fp32.*--dtype fp16"),
+        ({"runtime": "openvino", "precision": "fp16"}, "OpenVINO computes fp32 and bf16"),
+        ({"runtime": "onnxruntime", "device": "cuda"}, "device cuda: not offered"),
+        (
+            {"runtime": "openvino", "variant": "ema"},
+            r"model.ema.onnx: no such file; make it with: galip-hf ex",
+        ),
+    ],
+)
+def test_mistakes_with_runtimes(options: dict[str, Any], message: str, exported: Path) -> None:
+    with pytest.raises(GalipError, match=message):
+        GalipPipeline.from_pretrained(exported, **options)
