@@ -6,7 +6,19 @@ import shlex
 import sys
 from collections.abc import Sequence
 
-from .commands import add_domain, card, convert, evaluate, export, inspect, prepare, push, train, translate
+from .commands import (
+    add_domain,
+    card,
+    convert,
+    distill,
+    evaluate,
+    export,
+    inspect,
+    prepare,
+    push,
+    train,
+    translate,
+)
 from .model.errors import GalipError
 from .version import __version__
 
@@ -17,7 +29,19 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for command in (translate, prepare, inspect, train, evaluate, convert, export, add_domain, card, push):
+    for command in (
+        translate,
+        prepare,
+        inspect,
+        train,
+        evaluate,
+        convert,
+        export,
+        distill,
+        add_domain,
+        card,
+        push,
+    ):
         command.add_parser(commands)
     return parser
 
