@@ -13,7 +13,8 @@ such a run say nothing about speed. For each precision:
 - a training step in the plain form and by the trainer, in turn, and the largest relative difference of their
   first losses.
 
-It fails where fp32 differs from float64, or the trainer's losses from the plain form's, by more than rounding.
+It fails where fp32 differs from float64, or the trainer's losses from the plain form's, by more than
+rounding.
 """
 
 import sys
@@ -143,12 +144,12 @@ def inference(
 
 
 def training(
-    full: bool, size: int, device: torch.device, name: str, repeats: int, folder: Path
+    backbone: ClipBackbone, full: bool, size: int, device: torch.device, name: str, repeats: int, folder: Path
 ) -> dict[str, Any]:
     """Times and memory of a training step, and the difference of its first losses."""
     options = {"mixed_precision": "bf16"} if name == "bf16" else {}
     model = None if full else common.full_size_generator(**TINY)
-    trainer = make_trainer(folder, size, make_backbone(full), 3, model=model, batch_size=2, **options)
+    trainer = make_trainer(folder, size, backbone, 3, model=model, batch_size=2, **options)
     batches = next(trainer.loader.steps(0))
     present = sorted(set(batches[0].target_domains))
     plain = PlainTraining(
@@ -189,7 +190,7 @@ def check(device: torch.device, repeats: int) -> dict[str, Any]:
     size, batch = (256, 4) if full else (32, 2)
     fields = {} if full else TINY
     images = torch.rand(batch, 1, size, size, generator=torch.Generator().manual_seed(0))
-    names = precisions(device)
+    names, backbone = precisions(device), make_backbone(full)
     of_parity = parity(common.full_size_generator(**fields), images, device, names)
     result: dict[str, Any] = {
         "device": torch.cuda.get_device_name() if device.type == "cuda" else str(device),
@@ -203,7 +204,7 @@ def check(device: torch.device, repeats: int) -> dict[str, Any]:
             result["precisions"][name] = {
                 "parity": of_parity[name],
                 "inference": {"sides": inference(model, images, device, name, repeats)},
-                "training": training(full, size, device, name, repeats, Path(folder)),
+                "training": training(backbone, full, size, device, name, repeats, Path(folder)),
             }
     return result
 

@@ -70,7 +70,7 @@ def test_parts_one_after_another(
     assert len(outputs(scans)) == 7 and first.items() <= outputs(scans).items()
     capsys.readouterr()
     assert main(arguments(scans, model_directory, "--part", "2/2")) == 2
-    assert "s1_T2.npy: already exists" in capsys.readouterr().err
+    assert "s1_T2.json: already exists" in capsys.readouterr().err
 
 
 def in_process(rank: int, port: int, log: Path, run: Callable[[], int]) -> None:

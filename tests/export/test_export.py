@@ -22,12 +22,20 @@ from galip_hf.model.unet import load_generator
 
 
 @pytest.fixture(scope="module")
-def exported(model_directory: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A model directory with its model.onnx; to be read only."""
-    directory = tmp_path_factory.mktemp("exported") / "tiny"
-    shutil.copytree(model_directory, directory)
-    assert main(["export", str(directory), "--output", str(directory / "model.onnx")]) == 0
+def model_directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny model with attention in the middle alone: a small graph, as tracing takes seconds."""
+    directory = tmp_path_factory.mktemp("model") / "tiny"
+    config = tiny_config(attention_rates=[])
+    filled_model(config).save_pretrained(directory)
+    GalipImageProcessor.from_config(config).save_pretrained(directory)
     return directory
+
+
+@pytest.fixture(scope="module")
+def exported(model_directory: Path) -> Path:
+    """The same directory with its model.onnx."""
+    assert main(["export", str(model_directory), "--output", str(model_directory / "model.onnx")]) == 0
+    return model_directory
 
 
 def images(*shape: int) -> np.ndarray:
