@@ -117,24 +117,23 @@ def _onnx_engine(path: Path, export: Export) -> tuple[Run, str]:
 
 
 def write_torch_export(export: Export, output: Path) -> ExportMetadata:
-    """A `.pt2` of torch.export with the metadata as an extra file; compared after it was loaded again.
+    """A `.pt2` of torch.export with the metadata as an extra file; the program is compared, then saved.
 
     Raises:
         GalipError: the graph differs from PyTorch, or the file cannot be written.
     """
     program, domains = export.graph(), export.generator.config.domain_names
-    with told_if_unwritable(output, "choose another place"), atomic_write(output) as temporary:
-        torch.export.save(program, temporary)
-        loaded = torch.export.load(temporary).module()
+    module = program.module()
 
-        def run(images: np.ndarray, label: int) -> np.ndarray:
-            place = place_of_target(export.targets, domains, label)
-            labels = () if place is not None else (torch.full((len(images),), label),)
-            with torch.inference_mode():
-                translated = loaded(torch.from_numpy(images), *labels)
-            return (translated if place is None else translated[place]).numpy()
+    def run(images: np.ndarray, label: int) -> np.ndarray:
+        place = place_of_target(export.targets, domains, label)
+        labels = () if place is not None else (torch.full((len(images),), label),)
+        with torch.inference_mode():
+            translated = module(torch.from_numpy(images), *labels)
+        return (translated if place is None else translated[place]).numpy()
 
-        metadata = export.checked_metadata(run, f"torch.export {torch.__version__}")
+    metadata = export.checked_metadata(run, f"torch.export {torch.__version__}")
+    with told_if_unwritable(output, "choose another place"), atomic_write(output) as temporary, _quiet():
         torch.export.save(program, temporary, extra_files={KEY: metadata.to_json()})
     return metadata
 

@@ -92,8 +92,11 @@ class OpenVinoEngine:
         self._core = self._openvino.Core()
         if precision == "bf16" and "BF16" not in self.capabilities:
             raise GalipError(f"precision bf16: this CPU ({self.cpu}) has no instructions for it; use fp32")
+        self._model = self._read()
         self._requests: dict[tuple[int, ...], Any] = {}
-        self.properties = self._read_properties()
+        key = ["framework", KEY]  # where the metadata of ONNX lie
+        known = self._model.has_rt_info(key)
+        self.properties = {KEY: self._model.get_rt_info(key).astype(str)} if known else {}
         self.arithmetic = f"{precision}, OpenVINO {self._openvino.__version__}"
 
     @property
@@ -118,7 +121,7 @@ class OpenVinoEngine:
 
     def _request(self, shape: tuple[int, ...]) -> Any:
         if shape not in self._requests:
-            model = self._read()
+            model = self._model.clone()
             shapes = {port: [1] for port in model.inputs if port.any_name == TARGET}
             model.reshape({**shapes, IMAGES: list(shape)})
             wanted = _OPENVINO_TYPES[self.precision]
@@ -142,11 +145,6 @@ class OpenVinoEngine:
             return self._core.read_model(str(self.path))
         except RuntimeError as error:
             raise GalipError(f"{self.path}: not a graph that OpenVINO takes ({_line(error)})") from None
-
-    def _read_properties(self) -> dict[str, str]:
-        model = self._read()
-        key = ["framework", KEY]
-        return {KEY: model.get_rt_info(key).astype(str)} if model.has_rt_info(key) else {}
 
 
 class ExportedModel:
@@ -255,15 +253,15 @@ class ExportedModel:
         assert isinstance(engine, OpenVinoEngine)
         one = images[[images.mean(axis=(1, 2, 3)).argmax()]]
         target = (self.metadata.targets or self.config.domain_names)[-1:]
+        exact = OpenVinoEngine(engine.path, "fp32")
 
         def difference() -> np.ndarray:
-            exact = OpenVinoEngine(engine.path, "fp32")
             return self._run(engine, one, target)[0] - self._run(exact, one, target)[0]
 
         key = f"{engine.arithmetic} | {engine.cpu} | {self.metadata.weights_sha256}"
         precise, rms = is_precise(key, difference)
         if not precise:
-            self._engine, self.precision = OpenVinoEngine(engine.path, "fp32"), "fp32"
+            self._engine, self.precision = exact, "fp32"
             self.notes.append(
                 f"{engine.precision} differs from fp32 by {rms:.2g} of the window (root mean square) on this "
                 "CPU, which is too much: computed in fp32"
