@@ -4,7 +4,7 @@ BIN := .venv/bin
 INSTALLED := .venv/.installed
 SOURCES := galip_hf tests examples benchmarks
 
-.PHONY: demo test test-slow test-lowest soak quality style phantom-model clean
+.PHONY: demo test test-slow test-lowest soak quality style gpu-check phantom-model clean
 
 # Installed again only when the dependencies change.
 $(INSTALLED): setup.cfg pyproject.toml
@@ -45,6 +45,10 @@ quality: $(INSTALLED)
 style: $(INSTALLED)
 	$(BIN)/ruff check --fix $(SOURCES)
 	$(BIN)/ruff format $(SOURCES)
+
+# Parity, speed and memory of this machine's GPU, as a table; without a GPU, a trial on the CPU in a minute.
+gpu-check: $(INSTALLED)
+	$(BIN)/python -m benchmarks.gpu_check $(GPU_CHECK_ARGUMENTS)
 
 # Makes the model in examples/phantom_model again from nothing; see its card for the time it takes.
 phantom-model: $(INSTALLED)

@@ -144,7 +144,7 @@ def plain_translate(
 @torch.no_grad()
 def encode_prompts(backbone: ClipBackbone, prompts: list[str]) -> tuple[Tensor, Tensor]:
     """Token states (P, L, W) and unit embedding (P, E), from the text tower."""
-    embedding, states = backbone.clip.text(backbone.tokenizer(prompts))
+    embedding, states = backbone.clip.text(backbone.tokenizer(prompts).to(backbone.image_mean.device))
     return states, F.normalize(embedding, dim=-1)
 
 

@@ -12,7 +12,9 @@ from .commands import (
     card,
     complete,
     convert,
+    distill,
     evaluate,
+    export,
     inspect,
     prepare,
     push,
@@ -33,8 +35,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for command in (
-        *(translate, complete, app, serve, prepare, inspect, train),
-        *(evaluate, convert, add_domain, card, push),
+        *(translate, complete, app, serve, prepare, inspect, train, evaluate),
+        *(convert, export, distill, add_domain, card, push),
     ):
         command.add_parser(commands)
     return parser

@@ -25,7 +25,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks import common
 from benchmarks.plain import PlainTraining
-from galip_hf import GalipImageProcessor
+from galip_hf import GalipForImageTranslation, GalipImageProcessor
 from galip_hf.clip.backbone import ClipBackbone
 from galip_hf.commands.startup import keep_freed_memory
 from galip_hf.data.table import load_table
@@ -48,10 +48,17 @@ SIDES = tuple(OPTIONS)
 
 
 def make_trainer(
-    folder: Path, size: int, backbone: ClipBackbone, domains: int, **arguments: Any
+    folder: Path,
+    size: int,
+    backbone: ClipBackbone,
+    domains: int,
+    *,
+    model: GalipForImageTranslation | None = None,
+    **arguments: Any,
 ) -> GalipTrainer:
-    """A real trainer at full size, on slices of noise: what they show does not matter here."""
-    model = common.full_size_generator(domains=common.domains(domains))
+    """A real trainer, at full size unless `model` is another one, on slices of noise: what they show does not
+    matter here."""
+    model = model or common.full_size_generator(domains=common.domains(domains))
     generator = np.random.default_rng(0)
     names = model.config.domain_names
     count = 2 * arguments["batch_size"]

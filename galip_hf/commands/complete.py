@@ -209,7 +209,8 @@ class SourceOrder:
 
 
 def _reported_psnr(model: str) -> dict[tuple[str, str], float]:
-    from ..hub.model_directory import REPORT, read_json
+    from ..files import read_json
+    from ..hub.model_directory import REPORT
     from ..hub.pull import resolve_model
 
     path = resolve_model(model) / REPORT

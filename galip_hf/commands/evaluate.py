@@ -103,7 +103,9 @@ def add_parser(commands: Any) -> None:
     parser.add_argument("--output", required=True, help="folder to write: report.html, report.json, …")
     parser.add_argument("--overwrite", action="store_true", help="replace an existing report")
     add_full_paths(parser)
-    parser.add_argument("--device", default="cpu", help="torch device (default: cpu)")
+    parser.add_argument(
+        "--device", default="auto", help="torch device (default: auto, CUDA, XPU or MPS, else the CPU)"
+    )
     parser.add_argument(
         "--precision", choices=("fp32", "bf16", "fp16"), default="fp32", help="of the model (default: fp32)"
     )
@@ -114,12 +116,13 @@ def _evaluate(arguments: argparse.Namespace) -> None:
     output = _check_output(Path(arguments.output), arguments.overwrite)
     folders = _check_mode(arguments)
     backbone = None
+    arguments.device = usable_device(arguments.device)
     if arguments.clip:
         from ..clip.backbone import ClipBackbone
         from ..extras import require
 
         require("torchmetrics", "evaluate")
-        backbone = ClipBackbone.from_pretrained(arguments.clip, device=usable_device(arguments.device))
+        backbone = ClipBackbone.from_pretrained(arguments.clip, device=arguments.device)
     arguments.measures = sorted({*arguments.measures, *([arguments.protocol] if arguments.protocol else [])})
     run = run_folders(arguments, backbone) if folders else run_table(arguments, backbone)
     if not arguments.full_paths:

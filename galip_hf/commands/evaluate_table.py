@@ -15,7 +15,6 @@ from .evaluation_run import (
     model_windows,
     parse_windows,
     shared_domains,
-    usable_device,
 )
 
 if TYPE_CHECKING:
@@ -46,7 +45,7 @@ def run_table(arguments: argparse.Namespace, backbone: "ClipBackbone | None") ->
     if arguments.split not in table:
         raise GalipError(f"{arguments.data}: no split {arguments.split!r}; it has {', '.join(table)}")
     known = table[arguments.split].features["domain"].names
-    device = usable_device(arguments.device)
+    device = arguments.device
     sources = [source for source in (arguments.model, arguments.compare) if source]
     loaded = {source: _load(source, device) for source in sources if source != arguments.model}
     if arguments.model:

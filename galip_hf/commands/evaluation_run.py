@@ -49,14 +49,10 @@ def parse_windows(texts: Sequence[str]) -> Windows:
 
 
 def usable_device(name: str) -> str:
-    """The torch device; GalipError when it cannot be used."""
-    import torch
+    """The torch device, of `auto` the one it stands for; GalipError when it cannot be used."""
+    from ..devices import chosen_device
 
-    try:
-        torch.empty(0, device=name)
-    except (RuntimeError, AssertionError) as error:
-        raise GalipError(f"--device {name}: not usable ({str(error).splitlines()[0]})") from None
-    return name
+    return str(chosen_device(name))
 
 
 def check_measures(measures: Sequence[str], windows: Windows) -> None:

@@ -1,20 +1,20 @@
 """`galip-hf translate`: scans in, scans out, with what is known about how far to believe them."""
 
 import argparse
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..model.errors import GalipError
 from ..version import DISCLAIMER
-from .bids_plan import bids_fields
 from .options import add_full_paths
+from .shares import Share, chosen_share
 from .startup import collector_paused, keep_freed_memory
-from .translate_plan import Job, made_folders, plan_jobs, target_names, without_existing
+from .translate_plan import made_folders, plan_jobs, target_names, without_existing
+from .translate_run import Outcome, Row, run_all, run_one
 
 if TYPE_CHECKING:
     from ..inference.pipeline import GalipPipeline
-    from ..inference.translation import Translation
 
 FORMATS = (
     *("input", "nii.gz", "nii", "img", "mgz", "mgh", "nrrd", "nhdr", "mha", "mhd"),
@@ -111,6 +111,11 @@ def add_parser(commands: Any) -> None:
         "--skip-existing", action="store_true", help="leave existing outputs and make the rest"
     )
     add_full_paths(translate)
+    translate.add_argument(
+        "--part",
+        metavar="K/N",
+        help="only the K-th of N parts of the scans, as 3/16, for the tasks of a queue; each scan is in one",
+    )
     translate.add_argument("--dry-run", action="store_true", help="say what would be written, and stop")
     translate.add_argument(
         "--cycle-map",
@@ -137,12 +142,20 @@ def add_parser(commands: Any) -> None:
     )
     translate.add_argument("--figure", action="store_true", help="also write NAME_figure.png, three slices")
     translate.add_argument("--batch-size", type=int, default=4, help="slices translated at once (default: 4)")
-    translate.add_argument("--device", default="cpu", help="torch device (default: cpu)")
+    translate.add_argument(
+        "--device", default="auto", help="torch device (default: auto, CUDA, XPU or MPS, else the CPU)"
+    )
     translate.add_argument(
         "--precision",
-        choices=("fp32", "bf16", "fp16"),
+        choices=("fp32", "bf16", "fp16", "auto"),
         default="fp32",
-        help="fp32 is the reference (default)",
+        help="fp32 is the reference (default); auto: bf16 on CPUs that compute it, else fp32",
+    )
+    translate.add_argument(
+        "--runtime",
+        choices=("torch", "onnxruntime", "openvino"),
+        default="torch",
+        help="what computes the slices: PyTorch (default), or model.onnx in another runtime, see export",
     )
     translate.set_defaults(run=_translate)
 
@@ -155,11 +168,12 @@ def _translate(arguments: argparse.Namespace) -> int:
         raise GalipError(f"--resample is {arguments.resample}; expected a pixel size in mm, more than 0")
     if not 0 < arguments.max_size < float("inf"):
         raise GalipError(f"--max-size is {arguments.max_size}; expected a size in GiB, more than 0")
+    share = chosen_share(arguments.part)
     with collector_paused():
-        jobs = plan_jobs(arguments)
+        jobs = plan_jobs(arguments, share)
         todo = [job for job in (without_existing(job, arguments) for job in jobs) if job.outputs]
         skipped = sum(len(job.outputs) for job in jobs) - sum(len(job.outputs) for job in todo)
-        pipeline = _load(arguments)
+        pipeline = _load(arguments, share)
     for name in target_names(arguments):
         pipeline.config.domain_index(name)
     pipeline.source_domain(arguments.source)
@@ -169,20 +183,24 @@ def _translate(arguments: argparse.Namespace) -> int:
                 print(f"{job.scan.path} -> {target}: {output}")
         print(f"dry run: nothing was written; {sum(len(job.outputs) for job in todo)} to do, {skipped} exist")
         return 0
-    with made_folders([job.outputs for job in todo]):
-        if len(jobs) == 1 and todo:
-            _print_table(list(_run(pipeline, todo[0], arguments)))
+    if share.rank == 0:
+        print(f"{pipeline.model.device}, {pipeline.arithmetic}")
+    with made_folders([job.outputs for job in todo], share):
+        if share.is_alone and len(jobs) == 1 and todo:
+            _print_table(run_one(pipeline, todo[0], arguments))
             code = 0
         else:
-            code = _run_all(pipeline, todo, skipped, arguments)
+            outcome = run_all(pipeline, todo, arguments, shows_progress=share.rank == 0)
+            outcome.skipped = skipped
+            code = _summary(share.gathered(outcome))
         if arguments.bids and any(output.is_file() for job in jobs for output in job.outputs.values()):
             from ..data.bids import write_dataset_files
 
             write_dataset_files(Path(arguments.output), Path(arguments.inputs[0]), pipeline.name)
-        return code
+    return code
 
 
-def _load(arguments: argparse.Namespace) -> "GalipPipeline":
+def _load(arguments: argparse.Namespace, share: Share) -> "GalipPipeline":
     from ..inference.pipeline import GalipPipeline
 
     keep_freed_memory()
@@ -192,99 +210,39 @@ def _load(arguments: argparse.Namespace) -> "GalipPipeline":
         verify=arguments.verify,
         subfolder=arguments.subfolder,
         variant=arguments.variant,
-        device=arguments.device,
+        device=_device(arguments, share),
         precision=arguments.precision,
+        runtime=arguments.runtime,
     )
 
 
-def _run_all(
-    pipeline: "GalipPipeline", jobs: Sequence[Job], skipped: int, arguments: argparse.Namespace
-) -> int:
-    """Every job, going on after failures; 1 if there were any."""
-    from tqdm.auto import tqdm
+def _device(arguments: argparse.Namespace, share: Share) -> str:
+    """A device of its own for each process of a machine; another runtime than torch chooses for itself."""
+    if arguments.runtime != "torch":
+        return arguments.device
+    from ..devices import chosen_device
 
-    rows, failures = [], []
-    for job in tqdm(jobs, unit="scan", desc="scans", disable=None):
-        try:
-            rows += list(_run(pipeline, job, arguments))
-        except (GalipError, OSError, MemoryError, RuntimeError) as error:
-            message = " ".join(str(error).split()).removeprefix(f"{job.scan.path}: ")
-            failures.append(f"{job.scan.path}: {message}")
-    _print_table(rows)
-    if skipped:
+    return str(chosen_device(arguments.device, share.local_rank))
+
+
+def _summary(outcomes: Sequence[Outcome]) -> int:
+    """Print what became of the scans of all processes; 1 if any failed.
+
+    Of several processes only the first is given the outcomes, and so fails alone: a launcher would stop the
+    others as soon as one does.
+    """
+    _print_table([row for outcome in outcomes for row in outcome.rows])
+    failures = [failure for outcome in outcomes for failure in outcome.failures]
+    if skipped := sum(outcome.skipped for outcome in outcomes):
         print(f"{skipped} existed already and were left")
     if failures:
-        print(f"{len(failures)} of {len(jobs)} scans failed:")
+        print(f"{len(failures)} of {sum(outcome.scans for outcome in outcomes)} scans failed:")
         for failure in failures:
             print(f"  {failure}")
     return 1 if failures else 0
 
 
-def _run(
-    pipeline: "GalipPipeline", job: Job, arguments: argparse.Namespace
-) -> Iterator[tuple[Path, "dict[str, Any]"]]:
-    """Translate one scan and write it to every target; yields each file written and its report."""
-    from tqdm.auto import tqdm
-
-    from ..data.file_checks import GIB, has_suffix
-    from ..data.scans import read_scan
-    from ..data.writers import check_fits
-    from ..inference.translation import save_dicom, save_translations
-
-    volumes = read_scan(
-        job.scan,
-        axis=arguments.axis,
-        uneven=arguments.uneven,
-        nan_background=arguments.nan_background,
-        max_size=round(arguments.max_size * GIB),
-    )
-    for output in job.outputs.values():
-        if has_suffix(output):
-            check_fits(volumes, output)
-    slices = sum(len(volume.array) for volume in volumes)
-    total = slices * len(job.outputs) * (2 if arguments.cycle_map else 1)
-    with tqdm(total=total, unit="slice", desc=job.scan.name, leave=False, disable=None) as bar:
-        translations: list[list[Translation]] = [
-            pipeline(
-                volume,
-                list(job.outputs),
-                arguments.source,
-                batch_size=arguments.batch_size,
-                cycle=arguments.cycle_map,
-                geometry=arguments.geometry,
-                crop=arguments.crop,
-                resample=arguments.resample,
-                axis=arguments.axis,
-                advance=bar.update,
-            )
-            for volume in volumes
-        ]
-    # With --skip-existing the scan is not there: what lies beside it is left over from a killed run.
-    overwrite = arguments.overwrite or arguments.skip_existing
-    for translation in (one for of_volume in translations for one in of_volume):
-        translation.report["input"] = job.scan.shown
-        if arguments.full_paths:
-            translation.report["input"] = str(job.scan.path.absolute())
-            translation.report["model"] = arguments.model
-    if job.bids is not None:
-        for translation in (one for of_volume in translations for one in of_volume):
-            translation.report.update(bids_fields(job.bids, translation))
-    for of_target, output in zip(zip(*translations, strict=True), job.outputs.values(), strict=True):
-        if has_suffix(output):
-            save_translations(of_target, output, overwrite=overwrite, figure=arguments.figure)
-        else:
-            save_dicom(
-                of_target[0],
-                output,
-                keep_patient_tags=arguments.keep_patient_tags,
-                overwrite=overwrite,
-                figure=arguments.figure,
-            )
-        for translation in of_target:
-            yield output, translation.report
-
-
-def _print_table(rows: Sequence[tuple[Path, "dict[str, Any]"]]) -> None:
+def _print_table(rows: Sequence[Row]) -> None:
     """What was written, and the three reasons for doubt."""
     if not rows:
         return

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from ..model.errors import GalipError
 from .bids_plan import bids_outputs
+from .shares import Share
 
 if TYPE_CHECKING:
     from ..data.bids import BidsScan
@@ -60,8 +61,8 @@ def _suffix(scan: "ScanSource", wanted: str) -> str:
     return "" if scan.files else supported_suffix(scan.path)
 
 
-def plan_jobs(arguments: argparse.Namespace) -> list[Job]:
-    """The jobs; GalipError for whatever their outputs would clash with."""
+def plan_jobs(arguments: argparse.Namespace, share: Share) -> list[Job]:
+    """The jobs of this share; GalipError for whatever their outputs would clash with."""
     from ..data.file_checks import has_suffix
     from ..data.scans import ScanSource, find_scans
     from ..data.writers import check_output_path
@@ -72,16 +73,14 @@ def plan_jobs(arguments: argparse.Namespace) -> list[Job]:
             Job(ScanSource(scan.path, None, scan.path.name), outputs, scan)
             for scan, outputs in bids_outputs(arguments, targets)
         ]
-        _check_outputs(jobs, arguments)
-        return jobs
+        return _checked(jobs, share, arguments)
     scans = find_scans(arguments.inputs, select=_selection(arguments), output=output)
     names_file = has_suffix(output)
     single = len(scans) == 1 and len(targets) == 1 and (names_file or not Path(arguments.inputs[0]).is_dir())
     if single and (names_file or (output.suffix and not output.is_dir())):
         checked = check_output_path(output, overwrite=arguments.overwrite or arguments.skip_existing)
         jobs = [Job(scans[0], {targets[0]: checked})]
-        _check_outputs(jobs, arguments)
-        return jobs
+        return _checked(jobs, share, arguments)
     if names_file or output.is_file():
         parts = [scan.series.part for scan in scans if scan.series and scan.series.part]
         choice = f", or choose one of {', '.join(parts[:4])} with --select KEYWORD=VALUE" if parts else ""
@@ -93,12 +92,18 @@ def plan_jobs(arguments: argparse.Namespace) -> list[Job]:
     for scan in scans:
         suffix = _suffix(scan, arguments.format)
         jobs.append(Job(scan, {name: output / f"{scan.name}_{name}{suffix}" for name in targets}))
+    return _checked(jobs, share, arguments)
+
+
+def _checked(jobs: Sequence[Job], share: Share, arguments: argparse.Namespace) -> list[Job]:
     _check_outputs(jobs, arguments)
-    return jobs
+    own = share.of(jobs)
+    _check_existing(own, arguments)  # of those of other shares, some may be there by now
+    return own
 
 
 def _check_outputs(jobs: Sequence[Job], arguments: argparse.Namespace) -> None:
-    """GalipError if an output, or a file written beside it, is an input, is written twice, or is there."""
+    """GalipError if an output, or a file written beside it, is an input or is written twice."""
     from ..data.file_checks import COMPANIONS, companion, has_suffix
     from ..data.writers import check_format
     from ..inference.translation import outputs_of
@@ -110,7 +115,6 @@ def _check_outputs(jobs: Sequence[Job], arguments: argparse.Namespace) -> None:
             if file.suffix.lower() in COMPANIONS:
                 inputs.add(Path(companion(file) or file).resolve())
     owners: dict[str, Path] = {}  # without regard to case, as many file systems are
-    existing = []
     for job in jobs:
         for scan in job.outputs.values():
             if has_suffix(scan):
@@ -125,6 +129,16 @@ def _check_outputs(jobs: Sequence[Job], arguments: argparse.Namespace) -> None:
                     )
                 if file.resolve() in inputs:
                     raise GalipError(f"{file}: is an input, and would be replaced; choose another --output")
+
+
+def _check_existing(jobs: Sequence[Job], arguments: argparse.Namespace) -> None:
+    """GalipError if an output, or a file written beside it, is there."""
+    from ..inference.translation import outputs_of
+
+    existing = []
+    for job in jobs:
+        for scan in job.outputs.values():
+            _, files = outputs_of(scan, cycle=arguments.cycle_map, figure=arguments.figure)
             existing += _in_the_way(scan, files, arguments)
     if existing:
         others = f" (with {len(existing) - 1} more)" if len(existing) > 1 else ""
@@ -153,8 +167,11 @@ def _in_the_way(scan: Path, files: Sequence[Path], arguments: argparse.Namespace
 
 
 @contextmanager
-def made_folders(outputs: Sequence[dict[str, Path]]) -> Iterator[None]:
-    """Make the folders of the outputs; those that stay empty, as nothing could be translated, go again."""
+def made_folders(outputs: Sequence[dict[str, Path]], share: Share) -> Iterator[None]:
+    """Make the folders of the outputs; those that stay empty, as nothing could be translated, go again.
+
+    Not where others work beside this process: they may be about to write into them.
+    """
     made: list[Path] = []
     for folder in {path.parent for paths in outputs for path in paths.values()}:
         made += [parent for parent in (folder, *folder.parents) if not parent.exists()]
@@ -167,7 +184,7 @@ def made_folders(outputs: Sequence[dict[str, Path]]) -> Iterator[None]:
     try:
         yield
     finally:
-        for folder in sorted(made, key=lambda path: len(path.parts), reverse=True):
+        for folder in sorted(made if share.is_alone else (), key=lambda path: len(path.parts), reverse=True):
             with suppress(OSError):
                 folder.rmdir()
 

@@ -14,10 +14,10 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from ..files import atomic_write, write_report
+from ..files import atomic_write, read_json, read_text, write_report
 from ..model.errors import GalipError
 from ..version import DISCLAIMER, __version__
-from .model_directory import CARD, CONFIG, PROCESSOR, REPORT, read_json, read_text
+from .model_directory import CARD, CONFIG, PROCESSOR, REPORT
 
 WEIGHTS = "model.safetensors"
 SCHEMA = (

@@ -28,6 +28,7 @@ def resolve_model(
     verify: bool | None = None,
     subfolder: str = "",
     variant: str | None = None,
+    besides: Sequence[str] = (),
 ) -> Path:
     """A directory with config.json, the weights and preprocessor_config.json of a model.
 
@@ -41,6 +42,8 @@ def resolve_model(
             asks the Hub for them anew; False compares nothing. A file that differs is taken out of the cache.
         subfolder: folder of the directory or repository that holds the model.
         variant: of the weights: `ema` stands for model.ema.safetensors.
+        besides: names of more files that the model must have, such as model.onnx; of a local directory they
+            are not looked for.
 
     Raises:
         GalipError: no such directory; a subfolder or variant that names no place inside.
@@ -59,7 +62,7 @@ def resolve_model(
             option = "revision" if revision is not None else "verify"
             raise GalipError(f"{name}: {option} was given, but this is a local directory; leave it out")
         return directory
-    files = [str(PurePosixPath(subfolder, file)) for file in (CONFIG, weights, PROCESSOR)]
+    files = [str(PurePosixPath(subfolder, file)) for file in (CONFIG, weights, PROCESSOR, *besides)]
     snapshot = _snapshot(name, files, revision, token)
     if verify:
         _verify_with_hub(name, snapshot, token)

@@ -11,12 +11,13 @@ import numpy as np
 import torch
 
 from ..data.normalization import scan_body
+from ..devices import chosen_device, chosen_precision
 from ..foreground import body_box, body_mask
 from ..model.configuration_galip import GalipConfig
 from ..model.domains import HOUNSFIELD_MODALITIES
 from ..model.errors import GalipError
 from ..model.intensity import IntensityNormalizer, NormalizedVolume
-from ..model.unet import GalipGenerator, GalipTarget, load_generator
+from ..model.unet import GalipGenerator, load_generator
 from ..version import DISCLAIMER, __version__
 from . import reliability
 from .placement import Placement, place_as_trained, place_natively
@@ -25,6 +26,7 @@ from .translation import Translation
 
 if TYPE_CHECKING:
     from ..data.volumes import Volume
+    from .runtimes import ExportedModel
 
 Advance = Callable[[int], object]
 GEOMETRIES = ("model", "native")
@@ -68,33 +70,34 @@ class GalipPipeline:
     translation.save("t2.nii.gz")
     ```
 
-    The model is moved to `device` and converted to float32, whatever its weights were saved as; `precision`
-    says what is computed in.
+    A generator is moved to `device` and converted to float32, whatever its weights were saved as; `precision`
+    says what is computed in. Of an exported model both are its own.
     """
 
     def __init__(
         self,
-        model: GalipGenerator,
+        model: "GalipGenerator | ExportedModel",
         processor: IntensityNormalizer,
         *,
         device: str | torch.device = "cpu",
         precision: str = "fp32",
         name: str | None = None,
     ) -> None:
-        if precision not in PRECISIONS:
-            raise GalipError(f"precision is {precision!r}; expected one of {', '.join(PRECISIONS)}")
-        try:
-            self.model = model.to(device=torch.device(device), dtype=torch.float32).eval()
-        except (RuntimeError, AssertionError) as error:
-            raise GalipError(f"device {device}: not usable ({str(error).splitlines()[0]})") from None
+        if precision not in (*PRECISIONS, "auto"):
+            raise GalipError(f"precision is {precision!r}; expected one of {', '.join(PRECISIONS)}, auto")
+        self.model = model
+        self._autocast = "fp32"  # PyTorch's part in an exported model is to hand over the slices
+        if isinstance(model, GalipGenerator):
+            place = chosen_device(str(device))
+            self.model = model.to(device=place, dtype=torch.float32).eval()
+            self._autocast = chosen_precision(precision, place)
         self.processor = processor
-        self.precision = precision
         given = name or model.config.name_or_path or "unnamed"
         # Of a directory its own name only: reports travel, and the folders above are nobody's business.
         self.name = Path(given).resolve().name if os.path.isdir(given) else given
         self._statistics = processor.statistics
         self._geometry = processor.geometry
-        self._targets: dict[str, GalipTarget] = {}
+        self._targets: dict[str, Any] = {}
 
     @classmethod
     def from_pretrained(
@@ -108,31 +111,50 @@ class GalipPipeline:
         variant: str | None = None,
         device: str | torch.device = "cpu",
         precision: str = "fp32",
+        runtime: str = "torch",
     ) -> "GalipPipeline":
         """From a model directory or a repository of the Hub (`user/name`, at `revision`).
 
         Args:
             token, verify, subfolder, variant: as in `hub.pull.resolve_model`.
-            precision: `fp32` (the reference), or `bf16` or `fp16` under autocast.
+            device: of torch, or `auto`, see `galip_hf.devices.chosen_device`.
+            precision: `fp32` (the reference), or `bf16` or `fp16` under autocast; `auto`, see
+                `galip_hf.devices.chosen_precision`. With another runtime, see `inference.runtimes`.
+            runtime: `torch`; `onnxruntime` or `openvino` for `model.onnx`, which `galip-hf export` wrote into
+                the directory, or for a `.onnx` file that is given as `model`.
 
         Raises:
             GalipError: no such model, weights or configuration that do not fit, an unusable device, an
-                unknown precision.
+                unknown precision or runtime, a runtime without its package or its file.
         """
-        loaded, processor = load_model(
-            os.fspath(model),
-            revision=revision,
-            token=token,
-            verify=verify,
-            subfolder=subfolder,
-            variant=variant,
-        )
-        return cls(loaded, processor, device=device, precision=precision, name=os.fspath(model))
+        options: dict[str, Any] = {
+            "revision": revision, "token": token, "verify": verify, "subfolder": subfolder, "variant": variant
+        }  # fmt: skip
+        name = os.fspath(model)
+        if runtime == "torch":
+            loaded, processor = load_model(name, **options)
+            return cls(loaded, processor, device=device, precision=precision, name=name)
+        from .runtimes import load_exported
+
+        exported = load_exported(name, runtime, precision=precision, device=str(device), **options)
+        return cls(exported, exported.processor, name=name)
 
     @property
     def config(self) -> GalipConfig:
         """The model's configuration."""
         return self.model.config
+
+    @property
+    def precision(self) -> str:
+        """What slices are computed in: `fp32`, `bf16` or `fp16`."""
+        return self._autocast if isinstance(self.model, GalipGenerator) else self.model.precision
+
+    @property
+    def arithmetic(self) -> str:
+        """`precision` in words, with what it really means on this device and in this runtime."""
+        if isinstance(self.model, GalipGenerator):
+            return precision_in_words(self.model.device, self._autocast)
+        return self.model.arithmetic
 
     def source_domain(self, source: str | None, slices: "Volume | None" = None) -> str:
         """The domain whose intensity rule the input follows: `source`, or where all rules are the same the
@@ -222,7 +244,7 @@ class GalipPipeline:
         ]
         return translations if several or not isinstance(target, str) else translations[0]
 
-    def _target(self, name: str) -> GalipTarget:
+    def _target(self, name: str) -> Any:
         if name not in self._targets:
             with torch.inference_mode():
                 self._targets[name] = self.model.prepare_target(name)
@@ -294,7 +316,8 @@ class GalipPipeline:
                 (returned,) = self._run(placement, translated, [self._target(source)], settings)
                 report["cycle_error"] = reliability.cycle_error(slices, returned, body)
                 cycle_map = np.abs(returned - slices) * (normalized.upper - normalized.lower)
-            report["warnings"] = [*notes, *reliability.warnings_of(report)]
+            of_model = [] if isinstance(self.model, GalipGenerator) else self.model.notes
+            report["warnings"] = [*notes, *of_model, *reliability.warnings_of(report)]
             report |= self._provenance(volume, settings)
             array = self.processor.postprocess(translated, lower=lower, upper=upper)
             translated_volume = volume.with_array(array, own_scale=fixed is not None)
@@ -326,7 +349,7 @@ class GalipPipeline:
         return place_natively(volume, slices, settings.resample, settings.crop, why)
 
     def _run(
-        self, placement: Placement, slices: np.ndarray, targets: list[GalipTarget], settings: "_Settings"
+        self, placement: Placement, slices: np.ndarray, targets: list[Any], settings: "_Settings"
     ) -> list[np.ndarray]:
         """Slices in model space to the targets, on the canvas and back."""
         tiles, done = placement.tiles(slices), 0
@@ -341,7 +364,7 @@ class GalipPipeline:
             tiles,
             targets,
             batch_size=settings.batch_size,
-            precision=self.precision,
+            precision=self._autocast,
             advance=advance,
         )
         return [placement.restore(tiles_of_target) for tiles_of_target in translated]
@@ -353,7 +376,7 @@ class GalipPipeline:
             "settings": {
                 "device": str(self.model.device),
                 "precision": self.precision,
-                "arithmetic": precision_in_words(self.model.device, self.precision),
+                "arithmetic": self.arithmetic,
                 "batch_size": settings.batch_size,
                 "geometry": settings.geometry,
                 "crop": settings.crop,

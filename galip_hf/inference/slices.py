@@ -2,22 +2,39 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from typing import Any, Protocol
 
 import numpy as np
 import torch
 
 from ..foreground import above_air
 from ..model.errors import GalipError
-from ..model.unet import GalipGenerator, GalipTarget
 
 CROP_MULTIPLE = 32  # the coarsest rate of the default model
 PRECISIONS = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
+class SliceTranslator(Protocol):
+    """What slices pass through: a `GalipGenerator`, or its exported graph (`inference.runtimes`)."""
+
+    @property
+    def device(self) -> torch.device:
+        """Where images go in and come out."""
+        ...
+
+    def prepare_target(self, target_domain: str) -> Any:
+        """A target in the form that `translate` takes."""
+        ...
+
+    def translate(self, pixel_values: torch.Tensor, targets: Sequence[Any]) -> list[torch.Tensor]:
+        """Images (B, 1, H, W) in model space to each of `targets`."""
+        ...
+
+
 def translate_to_targets(
-    model: GalipGenerator,
+    model: SliceTranslator,
     slices: np.ndarray,
-    targets: Sequence[GalipTarget],
+    targets: Sequence[Any],
     *,
     batch_size: int = 4,
     precision: str = "fp32",
@@ -50,10 +67,10 @@ def translate_to_targets(
 
 
 def _batches(
-    model: GalipGenerator,
+    model: SliceTranslator,
     slices: np.ndarray,
     rows: np.ndarray,
-    targets: Sequence[GalipTarget],
+    targets: Sequence[Any],
     batch_size: int,
     precision: str,
 ) -> Iterator[tuple[np.ndarray, list[np.ndarray]]]:
@@ -111,7 +128,7 @@ def foreground_box(slices: np.ndarray) -> tuple[slice, slice]:
 
 
 def translate_slices(
-    model: GalipGenerator,
+    model: SliceTranslator,
     slices: np.ndarray,
     target_domain: str,
     batch_size: int = 4,

@@ -140,14 +140,20 @@ class IntensityNormalizer:
         path = os.path.join(directory, "preprocessor_config.json")
         try:
             with readable_json(path), open(path, encoding="utf-8") as file:
-                values = json.load(file)
-                return cls(
-                    **{key: value for key, value in values.items() if key not in _KEYS_OF_TRANSFORMERS}
-                )
+                return cls.from_values(json.load(file))
         except OSError as error:
             raise GalipError(
                 f"{path}: not readable ({error.strerror}); expected a file written by save_pretrained"
             ) from None
+
+    @classmethod
+    def from_values(cls, values: Mapping[str, Any]) -> "IntensityNormalizer":
+        """From what a preprocessor_config.json holds.
+
+        Raises:
+            GalipError: values that do not fit.
+        """
+        return cls(**{key: value for key, value in values.items() if key not in _KEYS_OF_TRANSFORMERS})
 
     @property
     def statistics(self) -> dict[str, DomainStatistics]:

@@ -68,9 +68,13 @@ def _storing_norm_silu_conv(
 def _inference_norm_silu_conv(
     norm: nn.GroupNorm, conv: nn.Conv2d, inputs: Tensor, resample: Resample
 ) -> Tensor:
-    """In channels_last; the norm in float32 at least, the convolution in autocast's type or the input's."""
+    """In channels_last, the convolution in autocast's type or the input's.
+
+    The norm's statistics are float32 at least. On a CPU, maps in half precision stay so: to convert them
+    takes as long as what is computed in between. What other devices would gain was not measured.
+    """
     precise = torch.promote_types(inputs.dtype, torch.float32)
-    images = channels_last(inputs.to(precise))
+    images = channels_last(inputs if _is_cpu(inputs) else inputs.to(precise))
     normalized = group_norm(images, norm.num_groups, norm.weight.to(precise), norm.bias.to(precise), norm.eps)
     activated = F.silu(normalized, inplace=True).to(inputs.dtype)
     return channels_last(_resampled_conv(activated, conv.weight, conv.bias, resample))
@@ -120,35 +124,57 @@ def group_norm(images: Tensor, groups: int, weight: Tensor, bias: Tensor, eps: f
     """GroupNorm of channels_last maps, without gradients.
 
     Args:
-        images: (B, C, H, W), channels_last, float32 or float64.
+        images: (B, C, H, W), channels_last, float32 or float64; on a CPU also float16 or bfloat16.
         groups: number of groups; divides C.
-        weight, bias: (C,), of the images' type.
+        weight, bias: (C,), of the images' type, of images in half precision float32.
         eps: added to the variance.
 
     Returns:
-        (B, C, H, W), channels_last, in memory of its own.
+        (B, C, H, W), channels_last, of the images' type, in memory of its own. The statistics, and scale and
+        shift, are float32 at least: half precision is rounded once.
     """
     if _is_cpu(images) and images.shape[2] * images.shape[3] <= SMALL_MAP:
-        return channels_last(precise_group_norm(images, groups, weight, bias, eps))
+        return channels_last(precise_group_norm(images, groups, weight, bias, eps)).to(images.dtype)
     mean, variance = _channel_statistics(images)  # (B, C)
     if groups < images.shape[1]:
         mean, variance = _pooled(*(values.unflatten(1, (groups, -1)).mT for values in (mean, variance)))
     size = images.shape[1] // groups
+    if images.dtype != mean.dtype:
+        mean, variance = (values.repeat_interleave(size, dim=1) for values in (mean, variance))
+        return _half_batch_norm(images, mean, variance, weight, bias, eps)
     inverse, mean = (values.repeat_interleave(size, dim=1) for values in (torch.rsqrt(variance + eps), mean))
     scale = inverse * weight  # (B, C)
     shift = bias - mean * scale
     return torch.addcmul(shift[:, :, None, None], images, scale[:, :, None, None])
 
 
+def _half_batch_norm(
+    images: Tensor, mean: Tensor, variance: Tensor, weight: Tensor, bias: Tensor, eps: float
+) -> Tensor:
+    """Normalise images in half precision by float32 statistics (B, C), without a float32 copy of them.
+
+    That is what BatchNorm does for inference, with one set of statistics for a batch.
+    """
+    normalized = [
+        F.batch_norm(images[number : number + 1], mean[number], variance[number], weight, bias, eps=eps)
+        for number in range(len(images))
+    ]
+    return normalized[0] if len(normalized) == 1 else torch.cat(normalized)
+
+
 def _channel_statistics(images: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and variance of each sample and channel, two (B, C)."""
+    """Mean and variance of each sample and channel, two (B, C), in float32 at least."""
     if not _is_cpu(images):
         variance, mean = torch.var_mean(images, dim=(2, 3), correction=0)
         return mean, variance
     # BatchNorm's kernel adds long rows of numbers twice as fast as a pixel's few channels. So each column of
     # a channel is a channel to it, which also keeps the rounding errors of the sums small.
     rows = (sample.permute(1, 2, 0).flatten(1) for sample in images)  # (C, H, W) -> (H, W * C), same memory
-    of_samples = (torch.batch_norm_update_stats(row, None, None, 0.0) for row in rows)
+    # Of rows in half precision, float32 running statistics (not moved: momentum 0) make it answer in float32.
+    kept = None
+    if images.dtype in (torch.float16, torch.bfloat16):
+        kept = torch.zeros(images.shape[1] * images.shape[3])
+    of_samples = (torch.batch_norm_update_stats(row, kept, kept, 0.0) for row in rows)
     of_columns = map(torch.stack, zip(*of_samples, strict=True))
     return _pooled(*(values.unflatten(1, (images.shape[3], -1)) for values in of_columns))
 

@@ -12,7 +12,6 @@ This module does without transformers' model classes, whose import takes two sec
 need not wait for them.
 """
 
-import math
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -224,7 +223,7 @@ class GalipGenerator(nn.Module):
         Returns:
             (B, 1, H, W), H and W those of the padded images.
         """
-        return self._decode(features, F.silu(self.label_embedding(labels)), prompt)
+        return self.decode_embedded(features, F.silu(self.label_embedding(labels)), prompt)
 
     def keys_and_values(self, prompt_states: Tensor) -> dict[nn.Module, KeysAndValues]:
         """Keys and values of the prompts, two (P, heads, tokens, d), for each cross-attention.
@@ -264,17 +263,21 @@ class GalipGenerator(nn.Module):
         self._check_pixel_values(pixel_values)
         height, width = pixel_values.shape[-2:]
         features = self.encode(pixel_values)
-        translations = (self._decode(features, target.label_embedding, target.prompt) for target in targets)
+        translations = (
+            self.decode_embedded(features, target.label_embedding, target.prompt) for target in targets
+        )
         return [images[..., :height, :width].to(pixel_values.dtype) for images in translations]
 
     def _pad(self, pixel_values: Tensor) -> Tensor:
         """Height and width up to a multiple of the coarsest rate, by repeating the border."""
         height, width = pixel_values.shape[-2:]
         multiple = 2 ** (len(self.config.channel_multipliers) - 1)
-        bottom, right = (math.ceil(length / multiple) * multiple - length for length in (height, width))
+        # In whole numbers, which torch.export can follow: nothing is left of it where lengths are multiples.
+        bottom, right = (-(-length // multiple) * multiple - length for length in (height, width))
         return F.pad(pixel_values, (0, right, 0, bottom), mode="replicate")
 
-    def _decode(self, features: Sequence[Tensor], label_embedding: Tensor, prompt: Prompt) -> Tensor:
+    def decode_embedded(self, features: Sequence[Tensor], label_embedding: Tensor, prompt: Prompt) -> Tensor:
+        """`decode` with the labels' embeddings (B or 1, label_width), after their SiLU, for labels."""
         skips = list(features)
         for level in self.encoder[self.config.shared_levels :]:
             skips += level(skips[-1], label_embedding, prompt)

@@ -31,6 +31,22 @@ def test_the_norm_is_exact_at_every_mean(ratio: float, groups: int, size: tuple[
     torch.testing.assert_close(found.double(), expected, rtol=0, atol=tolerance)
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("groups", [4, 12])
+@pytest.mark.parametrize("ratio", [0.0, 10.0, 1000.0])
+def test_half_precision_is_rounded_once(ratio: float, groups: int, dtype: torch.dtype) -> None:
+    """The statistics are those in float32 of the given values; only the output is rounded."""
+    generator = torch.Generator().manual_seed(0)
+    images = channels_last(2 * (torch.randn(2, 12, 40, 28, generator=generator) + ratio)).to(dtype)
+    weight, bias = torch.rand(12, generator=generator) + 0.5, torch.rand(12, generator=generator)
+    expected = F.group_norm(images.double().contiguous(), groups, weight.double(), bias.double(), 1e-5)
+    found = group_norm(images, groups, weight, bias, 1e-5)
+    assert found.dtype == dtype and found.is_contiguous(memory_format=torch.channels_last)
+    half_a_unit = torch.finfo(dtype).eps / 2
+    tolerance = 3e-6 + 1e-6 * ratio
+    torch.testing.assert_close(found.double(), expected, rtol=half_a_unit, atol=tolerance)
+
+
 @pytest.mark.parametrize("groups", [4, 12])
 @pytest.mark.parametrize("ratio", [0.0, 1.0, 10.0, 100.0, 1000.0])
 def test_the_module_is_exact_in_both_layouts(ratio: float, groups: int) -> None:
