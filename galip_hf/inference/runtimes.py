@@ -7,7 +7,7 @@ whatever computes their slices.
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
@@ -27,26 +27,14 @@ _PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}  #
 _OPENVINO_TYPES = {"fp32": "f32", "bf16": "bf16"}
 
 
-class Engine(Protocol):
-    """What computes a graph.
-
-    Attributes:
-        arithmetic: what is computed in, for reports.
-        properties: texts of the file under their keys.
-    """
-
-    arithmetic: str
-    properties: Mapping[str, str]
-
-    def run(self, inputs: Mapping[str, np.ndarray]) -> list[np.ndarray]:
-        """All outputs: (B, 1, H, W) float32 each."""
-        ...
-
-
 class OnnxRuntimeEngine:
     """ONNX Runtime on the CPU or, where the package onnxruntime-gpu is installed, CUDA.
 
     It computes in the types of the graph: those that the model was exported with.
+
+    Attributes:
+        arithmetic: what is computed in, for reports.
+        properties: texts of the file under their keys.
 
     Raises:
         GalipError: the package is missing, the file is none of its kind, or the device is not offered.
@@ -67,7 +55,7 @@ class OnnxRuntimeEngine:
         self.arithmetic = f"the graph's types, ONNX Runtime {onnxruntime.__version__}"
 
     def run(self, inputs: Mapping[str, np.ndarray]) -> list[np.ndarray]:
-        """See `Engine`."""
+        """All outputs of a batch, (B, 1, H, W) float32 each."""
         return self._session.run(None, dict(inputs))
 
 
@@ -76,7 +64,11 @@ class OpenVinoEngine:
 
     Fixed lengths are faster than variable ones, and slices one by one as fast as in batches (docs/speed.md).
 
+    Attributes:
+        arithmetic, properties: as of `OnnxRuntimeEngine`.
+
     Args:
+        path: of the graph.
         precision: `fp32` or `bf16`, which the compiled graph must confirm.
 
     Raises:
@@ -110,7 +102,7 @@ class OpenVinoEngine:
         return list(self._core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"))
 
     def run(self, inputs: Mapping[str, np.ndarray]) -> list[np.ndarray]:
-        """See `Engine`."""
+        """All outputs of a batch, (B, 1, H, W) float32 each."""
         slices = []
         for number in range(len(inputs[IMAGES])):
             one = {name: values[number : number + 1] for name, values in inputs.items()}
@@ -145,6 +137,9 @@ class OpenVinoEngine:
             return self._core.read_model(str(self.path))
         except RuntimeError as error:
             raise GalipError(f"{self.path}: not a graph that OpenVINO takes ({_line(error)})") from None
+
+
+Engine = OnnxRuntimeEngine | OpenVinoEngine
 
 
 class ExportedModel:
