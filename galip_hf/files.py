@@ -192,6 +192,8 @@ def told_if_full(
     """
     try:
         yield
+    except GalipError:  # says already which file
+        raise
     except Exception as error:  # safetensors and tokenizers have types of their own, and say "(os error 28)"
         found = re.search(r"\(os error (\d+)\)", str(error))
         number = error.errno if isinstance(error, OSError) else int(found[1]) if found else None

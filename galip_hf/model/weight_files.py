@@ -9,7 +9,7 @@ from pickle import PickleError
 from typing import TYPE_CHECKING, Any
 
 from huggingface_hub import get_token, try_to_load_from_cache
-from huggingface_hub.errors import HTTPError
+from huggingface_hub.errors import HFValidationError, HTTPError
 from safetensors import SafetensorError
 
 from .errors import GalipError
@@ -112,9 +112,12 @@ def check_fit(directory: str, **faulty: Collection[object]) -> None:
 def cached_file(repo: str, name: str, options: Mapping[str, Any]) -> Any:
     """Path of a repository's file in the cache, if it is there; `options` as in `from_pretrained`."""
     path = f"{options['subfolder']}/{name}" if options.get("subfolder") else name
-    return try_to_load_from_cache(
-        repo, path, cache_dir=options.get("cache_dir"), revision=options.get("revision")
-    )
+    try:
+        return try_to_load_from_cache(
+            repo, path, cache_dir=options.get("cache_dir"), revision=options.get("revision")
+        )
+    except HFValidationError:  # the path of a directory that is not there: no name of a repository
+        return None
 
 
 def remove_damaged(paths: Iterable[Path]) -> list[Path]:

@@ -34,7 +34,9 @@ def test_a_bundle_says_what_it_is(tmp_path: Path) -> None:
     folder = write_bundle(EXAMPLE, tmp_path / "bundle")
     metadata = json.loads((folder / "configs/metadata.json").read_text(encoding="utf-8"))
     assert set(metadata) >= REQUIRED
-    assert metadata["eval_metrics"]["T1->T2 psnr"] == pytest.approx(17.5326)
+    report = json.loads((EXAMPLE / "report.json").read_text(encoding="utf-8"))
+    scores = report["protocols"]["fixed"]["masked"]["directions"]["T1->T2"]
+    assert metadata["eval_metrics"]["T1->T2 psnr"] == pytest.approx(scores["psnr"])
     assert "apache-2.0" in metadata["copyright"]
     assert metadata["network_data_format"]["inputs"]["image"]["num_channels"] == 1
     inference = json.loads((folder / "configs/inference.json").read_text(encoding="utf-8"))
