@@ -1,7 +1,9 @@
 """Valid small files of every format, and seeded mutations of them; `soak.py` runs many thousands."""
 
 import gzip
+import io
 import signal
+import zipfile
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -102,9 +104,20 @@ def mutate(content: bytes, rng: np.random.Generator) -> bytes:
 def mutant(name: str, content: bytes, seed: int) -> bytes:
     """Mutant `seed` of a file; half of the compressed ones are mutated inside their compression."""
     rng = np.random.default_rng([seed, *name.encode()])
-    if name.endswith(".gz") and rng.random() < 0.7:
+    if name.endswith((".gz", ".mgz")) and rng.random() < 0.7:
         return gzip.compress(mutate(gzip.decompress(content), rng), compresslevel=1)
+    if name.endswith(".npz") and rng.random() < 0.7:
+        return _mutant_of_archive(content, rng)
     return mutate(content, rng)
+
+
+def _mutant_of_archive(content: bytes, rng: np.random.Generator) -> bytes:
+    """A zip archive whose first member is mutated, with a checksum that fits."""
+    mutated = io.BytesIO()
+    with zipfile.ZipFile(io.BytesIO(content)) as before, zipfile.ZipFile(mutated, "w") as after:
+        for number, name in enumerate(before.namelist()):
+            after.writestr(name, before.read(name) if number else mutate(before.read(name), rng))
+    return mutated.getvalue()
 
 
 def outcome(path: Path, compare: Compare | None = None) -> str:

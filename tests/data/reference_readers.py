@@ -56,7 +56,9 @@ def _dicom(path: Path) -> Any:
     from pydicom.pixels import apply_modality_lut
 
     dataset = pydicom.dcmread(path, force=True)
-    return apply_modality_lut(dataset.pixel_array, dataset)
+    shared = dataset.get("SharedFunctionalGroupsSequence") or [{}]  # of Enhanced images, with the rescaling
+    rescale = (shared[0].get("PixelValueTransformationSequence") or [dataset])[0]
+    return apply_modality_lut(dataset.pixel_array, rescale)
 
 
 _READERS = {
