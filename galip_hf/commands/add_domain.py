@@ -1,11 +1,10 @@
 """`galip-hf add-domain`: a trained model grows by a domain, ready to be trained on."""
 
 import argparse
-from pathlib import Path
 from typing import Any
 
-from ..model.errors import GalipError
 from .options import INTENSITY_HELP, parse_intensity
+from .outputs import checked_model_output, save_derived_model
 
 
 def add_parser(commands: Any) -> None:
@@ -42,13 +41,7 @@ def _add_domain(arguments: argparse.Namespace) -> None:
     from ..model.modeling_galip import GalipForImageTranslation
     from ..training.add_domain import add_domain
 
-    output = Path(arguments.output)
-    if output.exists() and not arguments.overwrite:
-        raise GalipError(f"{output}: already exists; choose another name or pass --overwrite")
-    if output.exists() and not (output / "config.json").is_file():
-        raise GalipError(f"{output}: exists and is not a model directory; only a model is overwritten")
-    if not output.parent.is_dir():
-        raise GalipError(f"{output}: the directory {output.parent} does not exist; create it first")
+    output = checked_model_output(arguments)
     domain = {
         "name": arguments.name,
         "prompt": arguments.prompt,
@@ -59,13 +52,9 @@ def _add_domain(arguments: argparse.Namespace) -> None:
     }
     model = GalipForImageTranslation.from_pretrained(arguments.model)
     grown = add_domain(model, domain, ClipBackbone.from_pretrained(arguments.clip), like=arguments.like)
-    processor = GalipImageProcessor(grown.config.domains)
     known = GalipImageProcessor.from_pretrained(arguments.model)
-    processor.set_statistics(known.statistics)
-    processor.set_geometry(known.geometry)
     with atomic_write(output) as temporary:
-        grown.save_pretrained(temporary)
-        processor.save_pretrained(temporary)
+        save_derived_model(grown, known, temporary)
     print(
         f"{output}: domains {', '.join(grown.config.domain_names)}. {arguments.name} is untrained: train on "
         f"with training.initial_model={output}"

@@ -9,15 +9,13 @@ from pathlib import Path
 from typing import Any
 
 from ..model.errors import GalipError
-from .startup import keep_freed_memory
+from .options import add_loaded_model, load_pipeline
 
 
 def add_parser(commands: Any) -> None:
     """Declare the command."""
     parser = commands.add_parser("app", help="a web page to translate scans (extra: app)")
-    parser.add_argument(
-        "--model", required=True, help="model directory, or a repository of the Hub (user/name)"
-    )
+    add_loaded_model(parser)
     parser.add_argument(
         "--host",
         default="127.0.0.1",
@@ -31,23 +29,17 @@ def add_parser(commands: Any) -> None:
         metavar="GIB",
         help="largest scan accepted, in GiB as float32, and largest upload (default: 0.5)",
     )
-    parser.add_argument("--device", default="cpu", help="torch device (default: cpu)")
-    parser.add_argument("--precision", choices=("fp32", "bf16", "fp16"), default="fp32", help="default: fp32")
     parser.set_defaults(run=_app)
 
 
 def _app(arguments: argparse.Namespace) -> int:
     from ..extras import require
-    from ..inference.pipeline import GalipPipeline
 
     if not 0 < arguments.max_size < float("inf"):
         raise GalipError(f"--max-size is {arguments.max_size}; expected a size in GiB, more than 0")
     if not 0 < arguments.port < 65536:
         raise GalipError(f"--port is {arguments.port}; expected 1 to 65535")
-    keep_freed_memory()
-    pipeline = GalipPipeline.from_pretrained(
-        arguments.model, device=arguments.device, precision=arguments.precision
-    )
+    pipeline = load_pipeline(arguments)
     max_size = round(arguments.max_size * (1 << 30))
     # Ended by `kill` or by a container's manager, it leaves no scans behind either.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))

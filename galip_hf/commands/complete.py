@@ -11,7 +11,7 @@ from ..files import atomic_write, files_below
 from ..model.errors import GalipError
 from ..version import DISCLAIMER, __version__
 from .bids_plan import bids_fields
-from .startup import keep_freed_memory
+from .options import add_loaded_model, load_pipeline
 
 if TYPE_CHECKING:
     from ..data.cases import Case
@@ -28,9 +28,7 @@ def add_parser(commands: Any) -> None:
         "complete", help="fill the missing contrasts of an nnU-Net, BraTS or BIDS data set"
     )
     parser.add_argument("folder", help="the data set")
-    parser.add_argument(
-        "--model", required=True, help="model directory, or a repository of the Hub (user/name)"
-    )
+    add_loaded_model(parser)
     parser.add_argument(
         "--pattern",
         required=True,
@@ -56,20 +54,13 @@ def add_parser(commands: Any) -> None:
     )
     parser.add_argument("--dry-run", action="store_true", help="say what would be made, and stop")
     parser.add_argument("--batch-size", type=int, default=4, help="slices translated at once (default: 4)")
-    parser.add_argument("--device", default="cpu", help="torch device (default: cpu)")
-    parser.add_argument("--precision", choices=("fp32", "bf16", "fp16"), default="fp32", help="default: fp32")
     parser.set_defaults(run=_complete)
 
 
 def _complete(arguments: argparse.Namespace) -> int:
-    from ..inference.pipeline import GalipPipeline
-
     folder, output = Path(arguments.folder), Path(arguments.output)
     _check_folders(folder, output, arguments)
-    keep_freed_memory()
-    pipeline = GalipPipeline.from_pretrained(
-        arguments.model, device=arguments.device, precision=arguments.precision
-    )
+    pipeline = load_pipeline(arguments)
     channels = _channels(arguments, folder, pipeline.config.domain_names)
     cases = _cases(arguments.pattern, folder, channels)
     order = SourceOrder.of(arguments, pipeline.config.domain_names)
@@ -247,6 +238,7 @@ class _Run:
 
     def __init__(self, pipeline: "GalipPipeline", output: Path, arguments: argparse.Namespace) -> None:
         self._pipeline, self._output, self._batch_size = pipeline, output, arguments.batch_size
+        self._folder = Path(arguments.folder)
         self._bids = arguments.pattern == "bids"
         self.list = output / LIST_FILE
         self.made = 0
@@ -309,7 +301,7 @@ class _Run:
         entry = {
             "file": case.missing[target].as_posix(),
             "case": case.name,
-            "source_file": str(case.present[source]),
+            "source_file": case.present[source].relative_to(self._folder).as_posix(),
             **translation.report,
             "galip_hf": __version__,
             "note": DISCLAIMER,

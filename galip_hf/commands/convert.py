@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..model.errors import GalipError
+from .outputs import checked_output
 
 if TYPE_CHECKING:
     import numpy as np
@@ -95,11 +96,7 @@ def _read_text_states(path: str) -> "np.ndarray":
 
 
 def _convert(arguments: argparse.Namespace) -> None:
-    output = Path(arguments.output)
-    if output.exists() and not arguments.overwrite:
-        raise GalipError(f"{output}: already exists; choose another name or pass --overwrite")
-    if not output.parent.is_dir():
-        raise GalipError(f"{output}: the directory {output.parent} does not exist; create it first")
+    output = checked_output(arguments)
     if arguments.to_official:
         _to_official(arguments, output)
     else:

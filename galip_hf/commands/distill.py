@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from ..model.errors import GalipError
+from .outputs import checked_model_output, save_derived_model
 
 _BATCHES_TO_COMPARE = 16
 
@@ -40,7 +41,7 @@ def _distill(arguments: argparse.Namespace) -> None:
     from ..inference.pipeline import load_model
     from ..training.distill import DistillationSettings, Draws, agreement, distill, new_student, operations
 
-    output = _checked_output(arguments)
+    output = checked_model_output(arguments)
     settings = DistillationSettings(
         arguments.steps, arguments.batch_size, arguments.learning_rate, arguments.seed
     )
@@ -82,28 +83,12 @@ def _distill(arguments: argparse.Namespace) -> None:
     _say(output, report)
 
 
-def _checked_output(arguments: argparse.Namespace) -> Path:
-    output = Path(arguments.output)
-    if output.exists() and not arguments.overwrite:
-        raise GalipError(f"{output}: already exists; choose another name or pass --overwrite")
-    if output.exists() and not (output / "config.json").is_file():
-        raise GalipError(f"{output}: exists and is not a model directory; only a model is overwritten")
-    if not output.parent.is_dir():
-        raise GalipError(f"{output}: the directory {output.parent} does not exist; create it first")
-    return output
-
-
 def _save(student: Any, processor: Any, report: dict[str, Any], output: Path) -> None:
     """Weights, rules, and the report as distillation.json; the statistics of inputs are the teacher's."""
     from ..files import atomic_write, write_report
-    from ..model.image_processing_galip import GalipImageProcessor
 
-    own = GalipImageProcessor(student.config.domains)
-    own.set_statistics(processor.statistics)
-    own.set_geometry(processor.geometry)
     with atomic_write(output) as temporary:
-        student.save_pretrained(temporary)
-        own.save_pretrained(temporary)
+        save_derived_model(student, processor, temporary)
         write_report(report, temporary / "distillation.json")
 
 

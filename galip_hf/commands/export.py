@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..model.errors import GalipError
 from ..version import DISCLAIMER
+from .outputs import checked_output
 
 if TYPE_CHECKING:
     import numpy as np
@@ -64,10 +65,7 @@ def _export(arguments: argparse.Namespace) -> None:
     output = Path(arguments.output)
     if output.suffix != suffix:
         raise GalipError(f"--output {output}: expected the name of a {suffix} file")
-    if output.exists() and not arguments.overwrite:
-        raise GalipError(f"{output}: already exists; choose another name or pass --overwrite")
-    if not output.parent.is_dir():
-        raise GalipError(f"{output}: the directory {output.parent} does not exist; create it first")
+    checked_output(arguments)
     directory = resolve_model(
         arguments.model,
         revision=arguments.revision,
@@ -104,10 +102,9 @@ def _slices_to_check(
     import numpy as np
 
     from ..data import phantom
-    from ..data.normalization import scan_body
+    from ..data.normalization import normalize_scan
     from ..data.scans import read_scan
     from ..export.graph import size_multiple
-    from ..foreground import body_box
     from ..model.intensity import IntensityNormalizer
 
     source = arguments.source or config.domain_names[0]
@@ -119,8 +116,7 @@ def _slices_to_check(
         lower, upper = np.percentile(values, (0.5, 99.5))
         return np.clip((values - lower) / (upper - lower), 0, 1).astype(np.float32), "a phantom head (seed 0)"
     array = read_scan(arguments.check)[0].array
-    box = body_box(scan_body(array))
-    normalized = IntensityNormalizer.load(directory).normalize_volume(array, source, box)
+    normalized = normalize_scan(IntensityNormalizer.load(directory), array, source)
     slices = normalized.pixel_values[:, 0].numpy()
     middle = slices[(np.array([0.3, 0.5, 0.7]) * (len(slices) - 1)).round().astype(int)]
     height, width = (min(length, 512) // multiple * multiple for length in middle.shape[1:])

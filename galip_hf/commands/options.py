@@ -1,14 +1,37 @@
 """Options that several commands take."""
 
 import argparse
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..model.errors import GalipError
+from .startup import keep_freed_memory
+
+if TYPE_CHECKING:
+    from ..inference.pipeline import GalipPipeline
 
 INTENSITY_HELP = (
     "percentile:LOWER:UPPER, window:LOWER:UPPER or none "
     "(default: percentile:0.5:99.5 for MR, window:-1000:1000 for CT)"
 )
+
+
+def add_loaded_model(parser: argparse.ArgumentParser) -> None:
+    """Declare `--model`, `--device` and `--precision`, see `load_pipeline`."""
+    parser.add_argument(
+        "--model", required=True, help="model directory, or a repository of the Hub (user/name)"
+    )
+    parser.add_argument("--device", default="cpu", help="torch device (default: cpu)")
+    parser.add_argument("--precision", choices=("fp32", "bf16", "fp16"), default="fp32", help="default: fp32")
+
+
+def load_pipeline(arguments: argparse.Namespace) -> "GalipPipeline":
+    """The pipeline of the options that `add_loaded_model` declares."""
+    from ..inference.pipeline import GalipPipeline
+
+    keep_freed_memory()
+    return GalipPipeline.from_pretrained(
+        arguments.model, device=arguments.device, precision=arguments.precision
+    )
 
 
 def add_full_paths(parser: argparse.ArgumentParser) -> None:
@@ -44,4 +67,4 @@ def parse_intensity(text: str, option: str) -> dict[str, Any]:
     return rule
 
 
-__all__ = ["INTENSITY_HELP", "add_full_paths", "parse_intensity"]
+__all__ = ["INTENSITY_HELP", "add_full_paths", "add_loaded_model", "load_pipeline", "parse_intensity"]

@@ -4,7 +4,7 @@ import argparse
 from typing import Any
 
 from ..model.errors import GalipError
-from .startup import keep_freed_memory
+from .options import add_loaded_model, load_pipeline
 
 _MIB, _GIB = 1 << 20, 1 << 30
 
@@ -12,9 +12,7 @@ _MIB, _GIB = 1 << 20, 1 << 30
 def add_parser(commands: Any) -> None:
     """Declare the command."""
     parser = commands.add_parser("serve", help="an HTTP service that keeps the model loaded (extra: serve)")
-    parser.add_argument(
-        "--model", required=True, help="model directory, or a repository of the Hub (user/name)"
-    )
+    add_loaded_model(parser)
     parser.add_argument(
         "--host",
         default="127.0.0.1",
@@ -38,8 +36,6 @@ def add_parser(commands: Any) -> None:
         default=16,
         help="requests that may wait or be in work at once (default: 16); others are told to come again",
     )
-    parser.add_argument("--device", default="cpu", help="torch device (default: cpu)")
-    parser.add_argument("--precision", choices=("fp32", "bf16", "fp16"), default="fp32", help="default: fp32")
     parser.set_defaults(run=_serve)
 
 
@@ -47,7 +43,6 @@ def _serve(arguments: argparse.Namespace) -> int:
     import socket
 
     from ..extras import require
-    from ..inference.pipeline import GalipPipeline
 
     for option, value in (
         ("--max-upload", arguments.max_upload),
@@ -60,10 +55,7 @@ def _serve(arguments: argparse.Namespace) -> int:
     require("starlette", "serve")
     from ..web.service import Service
 
-    keep_freed_memory()
-    pipeline = GalipPipeline.from_pretrained(
-        arguments.model, device=arguments.device, precision=arguments.precision
-    )
+    pipeline = load_pipeline(arguments)
     service = Service(
         pipeline,
         max_upload=round(arguments.max_upload * _MIB),

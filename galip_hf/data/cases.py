@@ -81,7 +81,7 @@ def nnunet_cases(folder: Path, channels: Mapping[str, str]) -> list[Case]:
     found: dict[tuple[Path, str], dict[str, Path]] = {}
     for images in inside or [folder]:
         for path in sorted(images.iterdir()):
-            match = re.fullmatch(r"(.+)_(\d{4})", stem_of(path)) if has_suffix(path) else None
+            match = re.fullmatch(r"(.+_)(\d{4})", stem_of(path)) if has_suffix(path) else None
             if match is not None and match[2] in numbers:
                 found.setdefault((images, match[1]), {})[numbers[match[2]]] = path
     if not found:
@@ -89,17 +89,7 @@ def nnunet_cases(folder: Path, channels: Mapping[str, str]) -> list[Case]:
             f"{folder}: holds no CASE_{next(iter(numbers))} image, nor one of another channel; expected "
             "an nnU-Net data set (imagesTr) or a folder of such images"
         )
-    cases = []
-    for (images, name), present in found.items():
-        suffix = supported_suffix(next(iter(present.values())))
-        place = images.relative_to(folder)
-        missing = {
-            domain: place / f"{name}_{number}{suffix}"
-            for domain, number in channels.items()
-            if domain not in present
-        }
-        cases.append(Case((place / name).as_posix(), present, missing))
-    return cases
+    return _cases(folder, found, channels)
 
 
 def completed_dataset(folder: Path, channels: Mapping[str, str]) -> dict[str, Any] | None:
@@ -172,6 +162,19 @@ def brats_cases(folder: Path, channels: Mapping[str, str]) -> list[Case]:
             f"{folder}: holds no file that ends in {', '.join(channels.values())}; expected CASE/CASE-"
             f"{next(iter(channels.values()))}.nii.gz, or name the endings with --channels"
         )
+    return _cases(folder, found, channels)
+
+
+def _cases(
+    folder: Path, found: Mapping[tuple[Path, str], dict[str, Path]], channels: Mapping[str, str]
+) -> list[Case]:
+    """The cases of files that are named by a case's start, separator included, and a channel's ending.
+
+    Args:
+        folder: the data set.
+        found: (folder of the files, start of their names) -> domain -> file.
+        channels: domain -> ending.
+    """
     cases = []
     for (parent, start), present in found.items():
         suffix = supported_suffix(next(iter(present.values())))
