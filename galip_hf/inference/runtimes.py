@@ -4,6 +4,7 @@
 whatever computes their slices.
 """
 
+import functools
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -59,6 +60,17 @@ class OnnxRuntimeEngine:
         return self._session.run(None, dict(inputs))
 
 
+@functools.cache
+def _openvino_core() -> Any:
+    """OpenVINO itself, one for the life of the process.
+
+    It gives the thread that loads its CPU plugin another stack for signal handlers and unmaps that stack with
+    the last reference. Where that happens in another thread, the next signal (Ctrl-C, say) ends the process
+    with a segmentation fault (OpenVINO 2026.4.1).
+    """
+    return require("openvino", "openvino").Core()
+
+
 class OpenVinoEngine:
     """OpenVINO on the CPU: compiled for one slice of fixed height and width, anew for each such size.
 
@@ -81,7 +93,7 @@ class OpenVinoEngine:
             # OpenVINO takes f16 on a CPU as a wish, and computes bf16 or f32.
             raise GalipError(f"precision {precision}: OpenVINO computes fp32 and bf16 on a CPU; choose one")
         self.path, self.precision = path, precision
-        self._core = self._openvino.Core()
+        self._core = _openvino_core()
         if precision == "bf16" and "BF16" not in self.capabilities:
             raise GalipError(f"precision bf16: this CPU ({self.cpu}) has no instructions for it; use fp32")
         self._model = self._read()

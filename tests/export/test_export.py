@@ -2,6 +2,8 @@
 
 import json
 import shutil
+import subprocess
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -143,6 +145,25 @@ def test_a_pipeline_in_another_runtime(runtime: str, exported: Path) -> None:
     assert {"onnxruntime": "ONNX Runtime", "openvino": "fp32, OpenVINO"}[runtime] in settings["arithmetic"]
     with pytest.raises(GalipError, match="'PD' is unknown"):
         pipeline(scan, "PD", "T1")
+
+
+def test_a_signal_is_handled_after_openvino_went_in_another_thread(exported: Path) -> None:
+    """In a process of its own, which a dangling signal stack would end with a segmentation fault."""
+    program = """
+import gc, os, pathlib, signal, sys, threading
+from galip_hf.inference.runtimes import OpenVinoEngine
+
+engines = [OpenVinoEngine(pathlib.Path(sys.argv[1]), "fp32")]
+assert engines[0].cpu
+thread = threading.Thread(target=lambda: (engines.clear(), gc.collect()))
+thread.start()
+thread.join()
+signal.signal(signal.SIGINT, lambda *_: print("handled"))
+os.kill(os.getpid(), signal.SIGINT)
+"""
+    command = [sys.executable, "-c", program, str(exported / "model.onnx")]
+    done = subprocess.run(command, capture_output=True, encoding="utf-8", timeout=300)
+    assert (done.returncode, done.stdout.strip()) == (0, "handled"), done.stderr
 
 
 @pytest.mark.parametrize("wrong", [False, True])
