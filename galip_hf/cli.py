@@ -12,6 +12,7 @@ from .commands import (
     card,
     complete,
     convert,
+    demo,
     distill,
     evaluate,
     export,
@@ -35,7 +36,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for command in (
-        *(translate, complete, app, serve, prepare, inspect, train, evaluate),
+        *(demo, translate, complete, app, serve, prepare, inspect, train, evaluate),
         *(convert, export, distill, add_domain, card, push),
     ):
         command.add_parser(commands)

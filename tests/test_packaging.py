@@ -16,6 +16,8 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 DATA_FILES = (
     "galip_hf/py.typed",
+    *(f"galip_hf/demo_data/head/{name}" for name in ("head_T1.nii.gz", "head_T2.nii.gz", "README.md")),
+    *(f"galip_hf/demo_data/open_ms_model/{name}" for name in ("model.safetensors", "config.json")),
     "galip_hf/hub/card_template.md",
     "galip_hf/training/starters/phantom.yaml",
     "galip_hf/web/static/niivue/LICENSES.txt",
@@ -48,6 +50,7 @@ def test_the_wheel_is_accepted_and_holds_every_file(wheel: Path) -> None:
     assert "PASSED" in run(sys.executable, "-m", "twine", "check", "--strict", wheel, cwd=wheel.parent)
     names = set(zipfile.ZipFile(wheel).namelist())
     assert set(DATA_FILES) <= names
+    assert wheel.stat().st_size < 8_000_000
     modules = {path.relative_to(ROOT).as_posix() for path in (ROOT / "galip_hf").rglob("*.py")}
     assert modules <= names
     assert not [name for name in names if name.startswith(("tests", "benchmarks", "examples"))]
