@@ -1,8 +1,9 @@
-"""The main job end to end, on phantom subjects made on the spot: no download, no GPU, no medical CLIP model.
+"""The main job end to end: no download, no GPU, no medical CLIP model.
 
-1. Load the small model of this repository; translate test subjects that no training saw in six directions.
-2. Train the same recipe from scratch for about two minutes, save, load, and show what it gained.
-3. Say where everything lies.
+1. A real head that no training saw, in three contrasts: translate each to the others, compare with the truth.
+2. Phantom subjects made on the spot, and the small model of them: the same, with baselines.
+3. Train the phantom's recipe from scratch for about two minutes, save, load, and show what it gained.
+4. Say where everything lies.
 
 python examples/demo.py [--short] [--output outputs/demo]
 """
@@ -23,6 +24,7 @@ import torch
 
 from galip_hf import GalipError, GalipForImageTranslation, GalipImageProcessor, __version__
 from galip_hf.cli import quiet_libraries
+from galip_hf.commands.demo import describe, translate_head
 from galip_hf.data import phantom
 from galip_hf.data.normalization import normalize_scan
 from galip_hf.data.phantom_table import PhantomRecipe, phantom_subject_seed, phantom_volumes
@@ -146,7 +148,7 @@ def short_recipe(output: Path, steps: int, clip_steps: int) -> Recipe:
 
 
 def run(output: Path, subjects_count: int, steps: int, clip_steps: int) -> None:
-    """The three parts of the demo."""
+    """The four parts of the demo."""
     started = time.perf_counter()
     output.mkdir(parents=True, exist_ok=True)
     recipe = load_recipe(RECIPE)
@@ -154,8 +156,11 @@ def run(output: Path, subjects_count: int, steps: int, clip_steps: int) -> None:
     if data is None:
         raise GalipError(f"{RECIPE}: data.phantom is missing; the demo needs the phantom")
 
+    print("1/4  translating a real head with examples/open_ms_model", flush=True)
+    head = translate_head(output)
+    print("     " + describe(head).replace("\n", "\n     "))
     print(
-        f"1/3  translating {subjects_count} test subjects with {MODEL.relative_to(EXAMPLES.parent)}",
+        f"2/4  translating {subjects_count} test subjects with {MODEL.relative_to(EXAMPLES.parent)}",
         flush=True,
     )
     model = GalipForImageTranslation.from_pretrained(MODEL)
@@ -172,7 +177,7 @@ def run(output: Path, subjects_count: int, steps: int, clip_steps: int) -> None:
         + ", ".join(f"{name} {value:.2f} dB" for name, value in scores.items())
     )
 
-    print(f"2/3  training from scratch: {steps} steps", flush=True)
+    print(f"3/4  training from scratch: {steps} steps", flush=True)
     training_started = time.perf_counter()
     untrained, trained = train_from_scratch(
         short_recipe(output / "training", steps, clip_steps), output / "training"
@@ -196,6 +201,7 @@ def run(output: Path, subjects_count: int, steps: int, clip_steps: int) -> None:
     )
 
     report |= {
+        "head": head,
         "model": str(MODEL.relative_to(EXAMPLES.parent)),
         "mean_psnr_fixed_masked": scores,
         "from_scratch": {
@@ -213,8 +219,8 @@ def run(output: Path, subjects_count: int, steps: int, clip_steps: int) -> None:
     }
     write_report(report, output / "report.json")
     print(
-        f"3/3  done in {report['seconds']:.0f} s: {output}/figure.png (translations), "
-        f"{output}/report.json (numbers), "
+        f"4/4  done in {report['seconds']:.0f} s: {output}/head.png and {output}/figure.png (translations of "
+        f"the head and of the phantom), {output}/report.json (numbers), "
         f"{output}/losses.png, {output}/training/model (the model trained just now)"
     )
 

@@ -402,6 +402,7 @@ def test_what_people_wrote_on_the_hub_stays(hub: HubServer, scored: Path) -> Non
 
 # The cards of this repository
 
+SHIPPED = ("open_ms_model", "phantom_model")
 PLANNED = ("ixi_multi", "ixi_t1_t2", "gold_atlas_ct_mr", "brats")
 
 
@@ -426,13 +427,17 @@ def test_planned_cards_are_what_the_command_gives(
 
 def test_every_card_of_the_repository_is_checked() -> None:
     folder = ROOT / "model_cards"
-    assert {path.stem for path in folder.glob("*.md")} == {*PLANNED, "phantom_model", "template"}
+    assert {path.stem for path in folder.glob("*.md")} == {*PLANNED, *SHIPPED, "template"}
     assert (folder / "template.md").samefile(TEMPLATE)
-    assert (folder / "phantom_model.md").samefile(ROOT / "examples" / "phantom_model" / "README.md")
+    for name in SHIPPED:
+        assert (folder / f"{name}.md").samefile(ROOT / "examples" / name / "README.md")
 
 
-def test_the_phantom_card_rests_upon_its_report(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("name", SHIPPED)
+def test_the_card_of_a_shipped_model_rests_upon_its_report(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(ROOT)
-    directory = Path("examples", "phantom_model")
+    directory = Path("examples", name)
     assert check_card(directory) == []
     assert model_card(directory) == text_of(directory)
