@@ -25,7 +25,8 @@ def add_parser(commands: Any) -> None:
         "--output",
         required=True,
         metavar="PATH",
-        help="file (or folder of a bundle) to write; as model.onnx beside the weights, `galip-hf translate --runtime` finds it",
+        help="file, or folder of a bundle, to write; as model.onnx beside the weights, "
+        "`galip-hf translate --runtime` finds it",
     )
     parser.add_argument(
         "--format",
