@@ -67,7 +67,7 @@ def test_the_installed_wheel_translates_without_the_repository(wheel: Path, tmp_
     shutil.copytree(ROOT / "examples" / "phantom_model", tmp_path / "model")
     scan = np.random.default_rng(0).random((40, 36, 3), dtype=np.float32) * 900
     nib.save(nib.Nifti1Image(scan, np.eye(4)), tmp_path / "scan.nii.gz")
-    command = ["translate", "scan.nii.gz", "--model", "model", "--from", "T1", "--to", "T2"]
+    command = ["translate", "scan.nii.gz", "--model", "model", "--force", "--from", "T1", "--to", "T2"]
     run(python, "-m", "galip_hf", *command, "--output", "t2.nii.gz", cwd=tmp_path)
     translated = nib.load(tmp_path / "t2.nii.gz")
     assert translated.shape == scan.shape and np.isfinite(translated.get_fdata()).all()

@@ -42,7 +42,7 @@ def main() -> None:
     parser.add_argument("--subjects", type=int, default=8)
     parser.add_argument("--output", type=Path, default=Path("outputs/crop.json"))
     arguments = parser.parse_args()
-    pipeline = GalipPipeline.from_pretrained(MODEL)
+    pipeline = GalipPipeline.from_pretrained(MODEL, force=True)
     seconds: dict[bool, list[float]] = {False: [], True: []}
     differences, psnr = [], {False: [], True: []}
     for index in range(1000, 1000 + arguments.subjects):

@@ -73,7 +73,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path)
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    pipeline = GalipPipeline.from_pretrained(arguments.model)
+    pipeline = GalipPipeline.from_pretrained(arguments.model, force=True)
     scores: dict[str, dict[str, list[float]]] = {case: {"model": [], "native": []} for case in CASES}
     for index in range(arguments.subjects):
         subject = phantom.make_subject(phantom_subject_seed("test", 1000 + index, 0))

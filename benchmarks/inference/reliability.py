@@ -98,7 +98,7 @@ def cases(
 
 def measure(subjects: int, first: int) -> tuple[list[dict[str, Any]], dict[str, np.ndarray]]:
     """A row a scan, and a slice of each case to look at."""
-    pipeline, rows, examples = GalipPipeline.from_pretrained(MODEL), [], {}
+    pipeline, rows, examples = GalipPipeline.from_pretrained(MODEL, force=True), [], {}
     for index in range(first, first + subjects):
         subject = phantom.make_subject(phantom_subject_seed("test", index, 0))
         for number, contrast in enumerate(phantom.CONTRASTS):

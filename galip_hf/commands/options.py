@@ -16,12 +16,22 @@ INTENSITY_HELP = (
 
 
 def add_loaded_model(parser: argparse.ArgumentParser) -> None:
-    """Declare `--model`, `--device` and `--precision`, see `load_pipeline`."""
+    """Declare `--model`, `--device`, `--precision` and `--force`, see `load_pipeline`."""
     parser.add_argument(
         "--model", required=True, help="model directory, or a repository of the Hub (user/name)"
     )
     parser.add_argument("--device", default="cpu", help="torch device (default: cpu)")
     parser.add_argument("--precision", choices=("fp32", "bf16", "fp16"), default="fp32", help="default: fp32")
+    add_force(parser)
+
+
+def add_force(parser: argparse.ArgumentParser) -> None:
+    """Declare `--force`, for `GalipPipeline`."""
+    parser.add_argument(
+        "--force",
+        action="store_true",
+        help="take a model that is not for real scans, to translate synthetic ones",
+    )
 
 
 def load_pipeline(arguments: argparse.Namespace) -> "GalipPipeline":
@@ -30,7 +40,7 @@ def load_pipeline(arguments: argparse.Namespace) -> "GalipPipeline":
 
     keep_freed_memory()
     return GalipPipeline.from_pretrained(
-        arguments.model, device=arguments.device, precision=arguments.precision
+        arguments.model, device=arguments.device, precision=arguments.precision, force=arguments.force
     )
 
 
@@ -67,4 +77,11 @@ def parse_intensity(text: str, option: str) -> dict[str, Any]:
     return rule
 
 
-__all__ = ["INTENSITY_HELP", "add_full_paths", "add_loaded_model", "load_pipeline", "parse_intensity"]
+__all__ = [
+    "INTENSITY_HELP",
+    "add_force",
+    "add_full_paths",
+    "add_loaded_model",
+    "load_pipeline",
+    "parse_intensity",
+]

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..model.errors import GalipError
 from ..version import DISCLAIMER
-from .options import add_full_paths
+from .options import add_force, add_full_paths
 from .shares import Share, chosen_share
 from .startup import collector_paused, keep_freed_memory
 from .translate_plan import made_folders, plan_jobs, target_names, without_existing
@@ -157,6 +157,7 @@ def add_parser(commands: Any) -> None:
         default="torch",
         help="what computes the slices: PyTorch (default), or model.onnx in another runtime, see export",
     )
+    add_force(translate)
     translate.set_defaults(run=_translate)
 
 
@@ -183,13 +184,15 @@ def _translate(arguments: argparse.Namespace) -> int:
                 print(f"{job.scan.path} -> {target}: {output}")
         print(f"dry run: nothing was written; {sum(len(job.outputs) for job in todo)} to do, {skipped} exist")
         return 0
-    if share.rank == 0:
-        print(f"{pipeline.model.device}, {pipeline.arithmetic}")
     with made_folders([job.outputs for job in todo], share):
+        computed = f"{pipeline.model.device}, {pipeline.arithmetic}"
         if share.is_alone and len(jobs) == 1 and todo:
             _print_table(run_one(pipeline, todo[0], arguments))
+            print(computed)  # not first: the first line is of the scan, should it not fit the model
             code = 0
         else:
+            if share.rank == 0:
+                print(computed)
             outcome = run_all(pipeline, todo, arguments, shows_progress=share.rank == 0)
             outcome.skipped = skipped
             code = _summary(share.gathered(outcome))
@@ -213,6 +216,7 @@ def _load(arguments: argparse.Namespace, share: Share) -> "GalipPipeline":
         device=_device(arguments, share),
         precision=arguments.precision,
         runtime=arguments.runtime,
+        force=arguments.force,
     )
 
 
@@ -243,9 +247,13 @@ def _summary(outcomes: Sequence[Outcome]) -> int:
 
 
 def _print_table(rows: Sequence[Row]) -> None:
-    """What was written, and the three reasons for doubt."""
+    """Which scans the model was not made for; what was written, and the three reasons for doubt."""
     if not rows:
         return
+    told = [(report["input"], warning) for _, report in rows for warning in report["warnings"]]
+    for scan, warning in dict.fromkeys(told):  # once for all targets
+        if _is_unlike(warning):
+            print(f"warning: {scan}: {warning}")
     cells = [("output", "from", "to", "slices", "input check", "cycle error", "changed by")]
     for output, report in rows:
         look, cycle = report["input_check"], report["cycle_error"] or {}
@@ -263,8 +271,15 @@ def _print_table(rows: Sequence[Row]) -> None:
         print("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())
     for output, report in rows:
         for warning in report["warnings"]:
-            print(f"warning: {output}: {warning}")
+            if not _is_unlike(warning):
+                print(f"warning: {output}: {warning}")
     print(f"{DISCLAIMER.capitalize()}.")
+
+
+def _is_unlike(warning: str) -> bool:
+    from ..inference.reliability import UNLIKE
+
+    return warning.startswith(UNLIKE)
 
 
 def _number(value: float | None) -> str:

@@ -10,6 +10,9 @@ from . import phantom
 from .normalization import normalize_scan
 from .table_writer import SubjectVolume
 
+# What a model that has seen nothing else is told to be (`not_for_real_scans` of its processor).
+PHANTOM_ONLY = "it was trained on the procedural brain phantom alone"
+
 # Seeds of phantom subjects: a block for each split and, in `train` and `clip`, for each contrast: none is met
 # twice.
 _SUBJECT_BLOCK = 100_000

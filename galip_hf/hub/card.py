@@ -19,7 +19,7 @@ from ..model.configuration_galip import GalipConfig
 from ..model.errors import GalipError
 from ..strict_yaml import parse_yaml
 from .card_rendering import CardFacts, render_card
-from .model_directory import CARD, CONFIG, REPORT, TRAINING
+from .model_directory import CARD, CONFIG, PROCESSOR, REPORT, TRAINING
 
 _NAMES = "model|use|limits|training|evaluation|citation"
 _MARKER = re.compile(rf"<!-- galip-hf: (begin|end) ({_NAMES}) -->")
@@ -96,12 +96,14 @@ def model_facts(directory: Path) -> CardFacts:
     report = read_json(directory / REPORT) if (directory / REPORT).is_file() else None
     if report is not None:
         check_report(directory, report, directory / REPORT)
+    processor = read_json(directory / PROCESSOR) if (directory / PROCESSOR).is_file() else {}
     return CardFacts(
         config=GalipConfig.from_dict(values),
         training=read_json(directory / TRAINING) if (directory / TRAINING).is_file() else {},
         report=report,
         pictures=_pictures(directory),
         has_code="auto_map" in values,
+        not_for_real_scans=processor.get("not_for_real_scans"),
     )
 
 

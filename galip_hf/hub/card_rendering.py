@@ -28,6 +28,7 @@ class CardFacts:
     pictures: Sequence[str] = ()  # PNG files, relative to the card
     source: str = ""  # arguments of `from_pretrained` in the usage example, as Python code
     has_code: bool = False  # whether the repository carries the code of the model
+    not_for_real_scans: str | None = None  # why, see `IntensityNormalizer`
     recipe: str | None = None  # name of the recipe of a planned model, which has no weights
 
 

@@ -123,11 +123,13 @@ def _inference(domains: list[dict[str, str]], one_rule: bool) -> dict[str, Any]:
         "device": "$torch.device('cuda:0' if torch.cuda.is_available() else 'cpu')",
         "source": None if one_rule else domains[0]["name"],
         "target": domains[1]["name"],
+        "force": False,
         "network_def": {
             "_target_": "galip_hf.inference.volume_network.VolumeNetwork",
             "model": "$@bundle_root + '/models'",
             "target": "@target",
             "source": "@source",
+            "force": "@force",
         },
         "network": "$@network_def.to(@device)",
         "preprocessing": {

@@ -65,13 +65,17 @@ class GalipPipeline:
     """Translates whole scans.
 
     ```python
-    pipe = GalipPipeline.from_pretrained("examples/phantom_model")
+    pipe = GalipPipeline.from_pretrained("user/model")
     translation = pipe("scan.nii.gz", target="T2")
     translation.save("t2.nii.gz")
     ```
 
     A generator is moved to `device` and converted to float32, whatever its weights were saved as; `precision`
     says what is computed in. Of an exported model both are its own.
+
+    A model that has seen synthetic images alone (`not_for_real_scans` of its processor) is refused with a
+    GalipError unless `force` is true: what a scan shows cannot tell a real head from a simulated one, so
+    whoever has a synthetic scan says so. Every report of a forced translation has a warning.
     """
 
     def __init__(
@@ -82,7 +86,13 @@ class GalipPipeline:
         device: str | torch.device = "cpu",
         precision: str = "fp32",
         name: str | None = None,
+        force: bool = False,
     ) -> None:
+        if processor.not_for_real_scans and not force:
+            raise GalipError(
+                f"{name or 'model'}: not for real scans: {processor.not_for_real_scans}; use a model trained "
+                "on real scans, or for a synthetic scan --force (in Python force=True)"
+            )
         if precision not in (*PRECISIONS, "auto"):
             raise GalipError(f"precision is {precision!r}; expected one of {', '.join(PRECISIONS)}, auto")
         self.model = model
@@ -112,6 +122,7 @@ class GalipPipeline:
         device: str | torch.device = "cpu",
         precision: str = "fp32",
         runtime: str = "torch",
+        force: bool = False,
     ) -> "GalipPipeline":
         """From a model directory or a repository of the Hub (`user/name`, at `revision`).
 
@@ -122,10 +133,12 @@ class GalipPipeline:
                 `galip_hf.devices.chosen_precision`. With another runtime, see `inference.runtimes`.
             runtime: `torch`; `onnxruntime` or `openvino` for `model.onnx`, which `galip-hf export` wrote into
                 the directory, or for a `.onnx` file that is given as `model`.
+            force: load a model that is not for real scans all the same, to translate synthetic ones.
 
         Raises:
-            GalipError: no such model, weights or configuration that do not fit, an unusable device, an
-                unknown precision or runtime, a runtime without its package or its file.
+            GalipError: no such model, one that is not for real scans (without `force`), weights or
+                configuration that do not fit, an unusable device, an unknown precision or runtime, a runtime
+                without its package or its file.
         """
         options: dict[str, Any] = {
             "revision": revision, "token": token, "verify": verify, "subfolder": subfolder, "variant": variant
@@ -133,11 +146,11 @@ class GalipPipeline:
         name = os.fspath(model)
         if runtime == "torch":
             loaded, processor = load_model(name, **options)
-            return cls(loaded, processor, device=device, precision=precision, name=name)
+            return cls(loaded, processor, device=device, precision=precision, name=name, force=force)
         from .runtimes import load_exported
 
         exported = load_exported(name, runtime, precision=precision, device=str(device), **options)
-        return cls(exported, exported.processor, name=name)
+        return cls(exported, exported.processor, name=name, force=force)
 
     @property
     def config(self) -> GalipConfig:
@@ -294,6 +307,8 @@ class GalipPipeline:
             ),
         }
         notes = [*volume.notes, *placement.notes]
+        if self.processor.not_for_real_scans:
+            notes.insert(0, f"the model is not for real scans: {self.processor.not_for_real_scans}")
         if self._geometry is not None:
             notes += reliability.doubts_of_kind(volume, slices, body, self._geometry, hounsfield=hounsfield)
         translations = []
@@ -317,7 +332,7 @@ class GalipPipeline:
                 report["cycle_error"] = reliability.cycle_error(slices, returned, body)
                 cycle_map = np.abs(returned - slices) * (normalized.upper - normalized.lower)
             of_model = [] if isinstance(self.model, GalipGenerator) else self.model.notes
-            report["warnings"] = [*notes, *of_model, *reliability.warnings_of(report)]
+            report["warnings"] = [*reliability.warnings_of(report), *notes, *of_model]
             report |= self._provenance(volume, settings)
             array = self.processor.postprocess(translated, lower=lower, upper=upper)
             translated_volume = volume.with_array(array, own_scale=fixed is not None)

@@ -24,6 +24,8 @@ COLLAPSE_LEVEL = 0.02
 # Share of voxels far outside the intensity window from which on a report warns: a few bright vessels or some
 # dense bone are less.
 LARGEST_FAR_OUTSIDE = 0.01
+# How the warning of an input that fails the input check begins.
+UNLIKE = "the scan does not look like"
 # In CT nothing of the body is denser: enamel reaches about 3000 HU. A slice with this many such voxels holds
 # metal.
 METAL_HU, FEWEST_METAL_VOXELS = 3000.0, 4
@@ -135,15 +137,18 @@ def doubts_of_kind(
 
 
 def warnings_of(report: Mapping[str, Any]) -> list[str]:
-    """What a reader of a translation's report should be told, a sentence each."""
+    """What a reader of a translation's report should be told, a sentence each; a failed input check first."""
     source, target, look = report["source"], report["target"], report["input_check"]
     told = []
     if look["verdict"] == "unlike":
         other = look["looks_like"]
-        like = f"it looks like {other}" if other not in (None, source) else "like no domain the model knows"
+        if other in (None, source):
+            what = "like no domain the model knows, so the translation may be wrong throughout"
+        else:
+            what = f"like {other}, and a translation from the wrong domain is wrong"
         told.append(
-            f"the input does not look like {source}: {like} "
-            f"(score {look['score']:.2f}, limit {look['limit']:.2f})"
+            f"{UNLIKE} the {source} scans that the model was trained on (score {look['score']:.2f}, limit "
+            f"{look['limit']:.2f}): it looks {what}"
         )
     if report["identity"]["collapsed"] and source != target:
         told.append(
@@ -174,4 +179,12 @@ def _ranges(numbers: Sequence[int]) -> str:
     return ", ".join(f"{part[0]}-{part[-1]}" if len(part) > 1 else str(part[0]) for part in parts)
 
 
-__all__ = ["check_source", "cycle_error", "doubts_of_kind", "identity_check", "metal_slices", "warnings_of"]
+__all__ = [
+    "UNLIKE",
+    "check_source",
+    "cycle_error",
+    "doubts_of_kind",
+    "identity_check",
+    "metal_slices",
+    "warnings_of",
+]

@@ -21,14 +21,21 @@ class VolumeNetwork(torch.nn.Module):
         model: as for `GalipPipeline.from_pretrained`.
         target: the domain to translate to.
         source: the domain of the input; None where the domains share one intensity rule.
+        force: as for `GalipPipeline`.
 
     Raises:
         GalipError: no such model or domain.
     """
 
-    def __init__(self, model: str | os.PathLike[str], target: str, source: str | None = None) -> None:
+    def __init__(
+        self,
+        model: str | os.PathLike[str],
+        target: str,
+        source: str | None = None,
+        force: bool = False,
+    ) -> None:
         super().__init__()
-        self._pipeline = GalipPipeline.from_pretrained(model)
+        self._pipeline = GalipPipeline.from_pretrained(model, force=force)
         self._pipeline.config.domain_index(target)
         self._pipeline.source_domain(source)
         self._target, self._source = target, source

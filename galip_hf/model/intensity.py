@@ -42,6 +42,8 @@ PADDING_VALUES = (-2000.0, -3024.0, -32768.0)
 # end of a CT window, or a bright vessel above a percentile, is not.
 FAR_OUTSIDE = 0.1
 
+LONGEST_REASON = 200  # characters of `not_for_real_scans`, which stands in messages
+
 # Keys that transformers itself writes into preprocessor_config.json.
 _KEYS_OF_TRANSFORMERS = {"image_processor_type", "processor_class", "feature_extractor_type", "auto_map"}
 
@@ -81,7 +83,8 @@ class NormalizedValues:
 class IntensityNormalizer:
     """Maps volumes of a domain to model space, and back, by the domains' intensity rules.
 
-    It also carries what inference must know of the training slices: their statistics and their geometry.
+    It also carries what inference must know of the training slices: their statistics, their geometry, and
+    whether they were real.
 
     Args:
         domains: the domains of a `GalipConfig`; their names and intensity rules are kept.
@@ -89,10 +92,13 @@ class IntensityNormalizer:
         domain_statistics: domain name to `DomainStatistics.to_dict`, of the training slices; a domain without
             them can be translated, but inputs cannot be compared with it. See `set_statistics`.
         slice_geometry: `SliceGeometry.to_dict` of the training slices. See `set_geometry`.
+        not_for_real_scans: why the model must not be used on scans of people or animals ("it was trained on
+            ..."), for a model that has seen synthetic images alone; None for any other. `GalipPipeline`
+            refuses to load such a model unless it is forced to.
 
     Raises:
-        GalipError: neither or both of the first two, a rule, statistics or a geometry that do not fit, or an
-            unknown key.
+        GalipError: neither or both of the first two, a rule, statistics, a geometry or a reason that do not
+            fit, or an unknown key.
     """
 
     def __init__(
@@ -102,6 +108,7 @@ class IntensityNormalizer:
         intensity_rules: Mapping[str, Mapping[str, Any]] | None = None,
         domain_statistics: Mapping[str, Mapping[str, Any]] | None = None,
         slice_geometry: Mapping[str, Any] | None = None,
+        not_for_real_scans: str | None = None,
         **kwargs: Any,
     ) -> None:
         unknown = sorted(set(kwargs) - _KEYS_OF_TRANSFORMERS)
@@ -129,6 +136,7 @@ class IntensityNormalizer:
         self.set_geometry(
             None if slice_geometry is None else SliceGeometry.from_dict(slice_geometry, "slice_geometry")
         )
+        self.set_not_for_real_scans(not_for_real_scans)
 
     @classmethod
     def load(cls, directory: str | os.PathLike[str]) -> "IntensityNormalizer":
@@ -183,6 +191,20 @@ class IntensityNormalizer:
     def set_geometry(self, geometry: SliceGeometry | None) -> None:
         """Keep the geometry of the training slices; `save_pretrained` writes it."""
         self.slice_geometry = None if geometry is None else geometry.to_dict()
+
+    def set_not_for_real_scans(self, reason: str | None) -> None:
+        """Keep why the model is not for real scans, None where it is; `save_pretrained` writes it.
+
+        Raises:
+            GalipError: not a text of one line, or a longer one than a message can hold.
+        """
+        fits = isinstance(reason, str) and 0 < len(reason) <= LONGEST_REASON and reason.isprintable()
+        if reason is not None and not fits:
+            raise GalipError(
+                f"not_for_real_scans: found {str(reason)[:60]!r}; expected null, or one line of at most "
+                f"{LONGEST_REASON} characters that says why"
+            )
+        self.not_for_real_scans = reason
 
     def fixed_window(self, domain: str) -> tuple[float, float] | None:
         """The window that the rule alone sets, in the file's units; None where it depends on the image.

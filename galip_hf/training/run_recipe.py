@@ -19,7 +19,7 @@ from ..clip.backbone import ClipBackbone
 from ..clip.phantom_clip import make_tiny_clip, phantom_slices
 from ..clip.table_clip import captioned_slices
 from ..data.input_statistics import measure_statistics
-from ..data.phantom_table import phantom_volumes
+from ..data.phantom_table import PHANTOM_ONLY, phantom_volumes
 from ..data.slice_geometry import measure_geometry
 from ..data.streamed_dataset import StreamedSlices, open_stream
 from ..data.table import load_table
@@ -277,6 +277,8 @@ def make_trainer(recipe: Recipe, processes: ProcessGroup) -> GalipTrainer:
     materials = processes.in_turns(prepare)
     config, table = materials.config, materials.table
     processor = GalipImageProcessor.from_config(config)
+    if recipe.data.phantom is not None:
+        processor.set_not_for_real_scans(PHANTOM_ONLY)
     if table is not None:
         require_same_tensor(processes, table_sample(table), "table of slices")
     if table is not None and recipe.data.streaming is None:

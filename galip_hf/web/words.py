@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from ..inference.reliability import UNLIKE
 from ..version import DISCLAIMER
 
 
@@ -12,7 +13,7 @@ def in_plain_words(report: Mapping[str, Any]) -> list[str]:
     """Sentences, the most important first; the report is that of `Translation.report`."""
     source, look, cycle = report["source"], report["input_check"], report["cycle_error"]
     sentences = [_input_check(source, look)]
-    doubts = [doubt for doubt in report["warnings"] if not doubt.startswith("the input does not look like")]
+    doubts = [doubt for doubt in report["warnings"] if not doubt.startswith(UNLIKE)]
     sentences += [f"{doubt[0].upper()}{doubt[1:].rstrip('.')}." for doubt in doubts]
     if cycle and cycle["mean"] is not None:
         sentences.append(

@@ -91,6 +91,7 @@ def test_no_output_of_translate_names_a_patient_or_a_folder(
     options = [
         "--model",
         str(PHANTOM_MODEL),
+        "--force",
         "--from",
         "T1",
         "--to",

@@ -124,6 +124,8 @@ def test_the_phantom_starter_trains(
 
     assert main(["train", "mine.yaml", *CUT_SHORT]) == 0
     assert capsys.readouterr().out.splitlines()[-1] == "model: outputs/phantom/model"
+    processor = json.loads(Path("outputs/phantom/model/preprocessor_config.json").read_text())
+    assert processor["not_for_real_scans"] == "it was trained on the procedural brain phantom alone"
     log = [json.loads(line) for line in Path("outputs/phantom/log.jsonl").read_text().splitlines()]
     assert [entry["step"] for entry in log] == [2, 2] and log[1]["validation"]["psnr"] > 0
 

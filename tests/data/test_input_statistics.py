@@ -85,7 +85,7 @@ def test_a_mass_is_unlike(statistics: dict[str, DomainStatistics]) -> None:
         "far_outside_fraction": 0.0, "metal_slices": [],
     }  # fmt: skip
     first, second = reliability.warnings_of(report)
-    assert "does not look like T1" in first and "no domain" in first
+    assert "does not look like the T1 scans" in first and "no domain" in first
     assert "almost the input" in second
 
 

@@ -41,6 +41,7 @@ def test_a_bundle_says_what_it_is(tmp_path: Path) -> None:
     assert "apache-2.0" in metadata["copyright"]
     assert metadata["network_data_format"]["inputs"]["image"]["num_channels"] == 1
     inference = json.loads((folder / "configs/inference.json").read_text(encoding="utf-8"))
+    assert inference["force"] is False  # the user's to set
     assert inference["source"] is None and inference["target"] == "T2"  # one intensity rule for all
     weights = folder / "models/model.safetensors"
     assert weights.read_bytes() == (EXAMPLE / "model.safetensors").read_bytes()
@@ -102,13 +103,14 @@ def test_monai_runs_the_bundle(tmp_path: Path) -> None:
             *(sys.executable, "-m", "monai.bundle", "run", "--config_file", "configs/inference.json"),
             *("--bundle_root", ".", "--dataset_dir", str(tmp_path / "scans")),
             *("--output_dir", str(tmp_path / "out"), "--target", "PD", "--source", "T1"),
+            *("--force", "True"),
         ],
         cwd=folder,
         capture_output=True,
         encoding="utf-8",
     )
     assert done.returncode == 0, done.stderr[-3000:]
-    pipeline = GalipPipeline.from_pretrained(EXAMPLE)
+    pipeline = GalipPipeline.from_pretrained(EXAMPLE, force=True)
     for seed in range(2):
         made = nib.load(tmp_path / f"out/head{seed}_PD.nii.gz")
         expected = pipeline(tmp_path / f"scans/head{seed}.nii.gz", "PD", "T1")

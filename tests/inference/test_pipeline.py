@@ -26,6 +26,8 @@ from galip_hf.inference.slices import foreground_box, translate_slices, translat
 
 ROOT = Path(__file__).resolve().parents[2]
 PHANTOM_MODEL = ROOT / "examples" / "phantom_model"
+FORCED_MODEL = ("--model", PHANTOM_MODEL, "--force")
+NOT_REAL = "the model is not for real scans: it was trained on the procedural brain phantom alone"
 AFFINE = np.array([[-2, 0.1, 0, 40], [0.1, 2.5, 0, -60], [0, 0, 3, 10], [0, 0, 0, 1]], dtype=float)
 
 
@@ -38,7 +40,7 @@ def tiny() -> GalipPipeline:
 
 @pytest.fixture(scope="module")
 def brain() -> GalipPipeline:
-    return GalipPipeline.from_pretrained(PHANTOM_MODEL)
+    return GalipPipeline.from_pretrained(PHANTOM_MODEL, force=True)
 
 
 def head(seed: int = 500, contrast: str = "T1", slices: int = 4) -> np.ndarray:
@@ -181,18 +183,18 @@ def test_precisions_agree(tiny: GalipPipeline) -> None:
 
 def test_trust_on_the_phantom(brain: GalipPipeline) -> None:
     usual = brain(head(), "T2", "T1", cycle=True)
-    assert usual.warnings == [] and usual.report["input_check"]["looks_like"] == "T1"
+    assert usual.warnings == [NOT_REAL] and usual.report["input_check"]["looks_like"] == "T1"
     wrong = brain(head(contrast="T2"), "PD", "T1", cycle=True)
-    assert "does not look like T1: it looks like T2" in wrong.warnings[0]
+    assert "does not look like the T1 scans" in wrong.warnings[0] and "it looks like T2" in wrong.warnings[0]
     assert wrong.report["cycle_error"]["mean"] > 2 * usual.report["cycle_error"]["mean"]
     assert brain(head(contrast="PD"), "T1").report["source"] == "PD"  # recognised where none is named
     same = brain(head(), "T1", "T1")
-    assert same.warnings == []  # asked for
+    assert same.warnings == [NOT_REAL]  # a copy was asked for
 
 
 def test_collapse_is_told(brain: GalipPipeline) -> None:
     """A T1 scan that is called PD comes back from T1 as it was."""
-    unlike, same = brain(head(), "T1", "PD").warnings
+    unlike, same, _ = brain(head(), "T1", "PD").warnings
     assert "it looks like T1" in unlike and "almost the input" in same
 
 
@@ -267,7 +269,7 @@ def run(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, st
 
 
 def test_a_folder_to_several_targets(capsys, folder: Path, tmp_path: Path) -> None:
-    common = [folder, "--model", PHANTOM_MODEL, "--to", "T2,PD", "--output", tmp_path / "out"]
+    common = [folder, *FORCED_MODEL, "--to", "T2,PD", "--output", tmp_path / "out"]
     code, out, _ = run(capsys, *common, "--dry-run")
     assert code == 0 and "6 to do" in out and not (tmp_path / "out").exists()
     code, out, _ = run(capsys, *common)
@@ -304,7 +306,7 @@ def test_what_fails_is_listed_and_the_rest_goes_on(capsys, folder: Path, tmp_pat
     whole = (folder / "sub-1.nii.gz").read_bytes()
     (folder / "sub-1.nii.gz").write_bytes(whole[: len(whole) // 2])
     (folder / "sub-9.nii").write_bytes(b"junk")
-    arguments = [folder, "--model", PHANTOM_MODEL, "--to", "T2", "--output", tmp_path / "out"]
+    arguments = [folder, *FORCED_MODEL, "--to", "T2", "--output", tmp_path / "out"]
     code, out, error = run(capsys, *arguments, "--format", "npy")
     assert code == 1 and "Traceback" not in out + error
     assert "2 of 4 scans failed" in out and "sub-1.nii.gz" in out and "sub-9.nii" in out
@@ -315,17 +317,32 @@ def test_what_fails_is_listed_and_the_rest_goes_on(capsys, folder: Path, tmp_pat
 
 def test_warnings_are_printed(capsys, tmp_path: Path) -> None:
     np.save(tmp_path / "t2.npy", head(contrast="T2"))
-    arguments = [tmp_path / "t2.npy", "--model", PHANTOM_MODEL, "--to", "PD", "--from", "T1"]
+    arguments = [tmp_path / "t2.npy", *FORCED_MODEL, "--to", "PD", "--from", "T1"]
     code, out, _ = run(
         capsys, *arguments, "--output", tmp_path / "o.npy", "--cycle-map", "--crop", "--figure"
     )
-    assert code == 0 and "warning: " in out and "it looks like T2" in out and "unlike (" in out
+    first, *rest = out.splitlines()
+    assert code == 0 and first.startswith("warning: t2.npy: the scan does not look like the T1 scans")
+    assert "it looks like T2" in first and "unlike (" in out
+    assert not any("does not look like" in line for line in rest)
+    assert any(line.startswith("warning: ") and NOT_REAL in line for line in rest)
     names = sorted(path.name for path in tmp_path.iterdir())
     assert names == ["o.json", "o.npy", "o_cycle.npy", "o_figure.png", "t2.npy"]
 
 
+def test_a_model_of_phantoms_refuses_scans(capsys, folder: Path, tmp_path: Path) -> None:
+    code, out, error = run(
+        capsys, folder, "--model", PHANTOM_MODEL, "--to", "T2", "--output", tmp_path / "out"
+    )
+    assert code == 2 and out == "" and error.count("\n") == 1 and "--force" in error
+    assert "not for real scans: it was trained on the procedural brain phantom alone" in error
+    assert not (tmp_path / "out").exists()
+    with pytest.raises(GalipError, match="not for real scans"):
+        GalipPipeline.from_pretrained(PHANTOM_MODEL)
+
+
 def test_usage_mistakes(capsys, folder: Path, tmp_path: Path) -> None:
-    common = ["--model", PHANTOM_MODEL]
+    common = FORCED_MODEL
     (tmp_path / "empty").mkdir()
     for arguments, word in (
         ([folder, *common, "--to", "T2", "--output", tmp_path / "o.nii"], "need a folder"),
@@ -348,7 +365,7 @@ def test_a_killed_run_leaves_whole_files_and_is_finished_by_another(tmp_path: Pa
     output = tmp_path / "out"
     command = [
         sys.executable, "-m", "galip_hf.cli", "translate", str(tmp_path / "in"),
-        "--model", str(PHANTOM_MODEL),
+        *map(str, FORCED_MODEL),
         "--to", "T2,PD", "--output", str(output), "--skip-existing", "--cycle-map", "--batch-size", "1",
     ]  # fmt: skip
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}

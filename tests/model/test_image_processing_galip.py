@@ -283,3 +283,13 @@ def test_from_config() -> None:
     assert processor.intensity_rules == {domain["name"]: domain["intensity"] for domain in DOMAINS}
     processor.intensity_rules["T1"]["upper"] = 50.0
     assert config.domains[0]["intensity"]["upper"] == 99.5
+
+
+def test_why_a_model_is_not_for_real_scans_is_kept(tmp_path: Path) -> None:
+    processor = GalipImageProcessor(DOMAINS)
+    processor.set_not_for_real_scans("it was trained on phantoms")
+    processor.save_pretrained(tmp_path)
+    assert GalipImageProcessor.from_pretrained(tmp_path).not_for_real_scans == "it was trained on phantoms"
+    for wrong in ("", True, "two\nlines", "x" * 201):
+        with pytest.raises(GalipError, match="not_for_real_scans: found"):
+            processor.set_not_for_real_scans(wrong)  # type: ignore[arg-type]

@@ -42,7 +42,7 @@ def served(root: Path) -> Iterator[tuple[Any, str]]:
         patch.setenv("GRADIO_TEMP_DIR", str(root / "uploads"))
         from galip_hf.web.page import Page
 
-        page = Page(GalipPipeline.from_pretrained(MODEL), root)
+        page = Page(GalipPipeline.from_pretrained(MODEL, force=True), root)
         _, address, _ = page.launch(server_name="127.0.0.1", prevent_thread_lock=True, quiet=True)
         yield page, address
         page.blocks.close()
@@ -125,7 +125,7 @@ def test_an_upload_is_shown_and_downloaded(browser: Any, url: str, root: Path, t
     assert "The scan looks like the T1 scans" in page.inner_text("#galip-words")
     assert "not for diagnosis" in page.inner_text("#galip-words")
     made = nib.Nifti1Image.from_bytes(gzip.decompress(downloaded(page, "Translation")))
-    expected = GalipPipeline.from_pretrained(MODEL)(scan, "T2").array
+    expected = GalipPipeline.from_pretrained(MODEL, force=True)(scan, "T2").array
     np.testing.assert_allclose(made.get_fdata(), expected, atol=1e-4)
     report = json.loads(downloaded(page, "Report"))
     assert report["input"] == "mine.nii.gz" and report["model"] == "phantom_model"
@@ -177,7 +177,7 @@ def test_two_visitors_at_once_each_see_their_own(browser: Any, url: str, tmp_pat
     for page, scan in zip(pages, scans, strict=True):
         page.wait_for_selector(SHOWN)
         made = nib.Nifti1Image.from_bytes(gzip.decompress(downloaded(page, "Translation")))
-        expected = GalipPipeline.from_pretrained(MODEL)(scan, "T2").array
+        expected = GalipPipeline.from_pretrained(MODEL, force=True)(scan, "T2").array
         np.testing.assert_allclose(made.get_fdata(), expected, atol=1e-4)
         page.context.close()
 
