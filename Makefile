@@ -28,8 +28,9 @@ test-slow: $(INSTALLED)
 test-lowest:
 	test -x .venv-lowest/bin/python || $(PYTHON) -m venv .venv-lowest
 	.venv-lowest/bin/python .ci/lowest_constraints.py > .venv-lowest/constraints.txt
-	.venv-lowest/bin/python -m pip install --quiet --disable-pip-version-check -e ".[test]" -c .venv-lowest/constraints.txt
+	.venv-lowest/bin/python -m pip install --quiet --disable-pip-version-check -e ".[slow]" -c .venv-lowest/constraints.txt
 	PYTHONUTF8=1 .venv-lowest/bin/python -m pytest --numprocesses 2 --dist loadfile $(PYTEST_ARGUMENTS)
+	PYTHONUTF8=1 .venv-lowest/bin/python -m pytest -m slow $(PYTEST_ARGUMENTS)
 
 # Mutated files of every format, for SOAK_MINUTES; prints the counts, and each failure with its seed.
 SOAK_MINUTES ?= 60

@@ -10,7 +10,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 SETUP = Path(__file__).resolve().parent.parent / "setup.cfg"
-EXTRAS = ("dicom", "formats", "prepare", "evaluate", "track", "serve", "onnx", "openvino", "test")
+EXTRAS = (
+    *("dicom", "formats", "prepare", "evaluate", "track", "serve", "onnx", "openvino"),
+    *("app", "bundle", "notebook", "test", "slow"),
+)
 _LOWER_BOUND = re.compile(r"([A-Za-z0-9._-]+)>=([0-9][0-9.]*)")
 
 

@@ -1,4 +1,4 @@
-"""`galip-hf export`: a model as one file that runs without this package."""
+"""`galip-hf export`: a model as one file that runs without this package, or as a MONAI bundle."""
 
 import argparse
 from pathlib import Path
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 def add_parser(commands: Any) -> None:
     """Declare the command."""
-    parser = commands.add_parser("export", help="write a model as ONNX or as a program of torch.export")
+    parser = commands.add_parser("export", help="write a model for ONNX, torch.export or MONAI")
     parser.add_argument("model", help="model directory, or a repository of the Hub (user/name)")
     parser.add_argument("--revision", help="branch, tag or commit of a Hub repository")
     parser.add_argument("--subfolder", default="", help="folder of the directory or repository")
@@ -24,14 +24,15 @@ def add_parser(commands: Any) -> None:
     parser.add_argument(
         "--output",
         required=True,
-        metavar="FILE",
-        help="file to write; as model.onnx beside the weights, `galip-hf translate --runtime` finds it",
+        metavar="PATH",
+        help="file, or folder of a bundle, to write; as model.onnx beside the weights, "
+        "`galip-hf translate --runtime` finds it",
     )
     parser.add_argument(
         "--format",
-        choices=("onnx", "torch-export"),
+        choices=("onnx", "torch-export", "monai-bundle"),
         default="onnx",
-        help="onnx (.onnx, default) or torch-export (.pt2)",
+        help="onnx (.onnx, default), torch-export (.pt2) or monai-bundle (a folder)",
     )
     parser.add_argument(
         "--to",
@@ -57,6 +58,37 @@ def add_parser(commands: Any) -> None:
 
 
 def _export(arguments: argparse.Namespace) -> None:
+    if arguments.format == "monai-bundle":
+        _export_bundle(arguments)
+    else:
+        _export_file(arguments)
+
+
+def _export_bundle(arguments: argparse.Namespace) -> None:
+    """The weights as they are: what concerns a graph is refused."""
+    from ..hub.monai_bundle import write_bundle
+    from ..hub.pull import resolve_model
+
+    of_graphs = {
+        "--to": arguments.to,
+        "--check": arguments.check,
+        "--from": arguments.source,
+        "--variant": arguments.variant,
+        "--dtype": arguments.dtype != "fp32",
+        "--overwrite": arguments.overwrite,
+    }
+    given = [name for name, value in of_graphs.items() if value]
+    if given:
+        raise GalipError(f"{given[0]} has no meaning with --format monai-bundle; leave it out")
+    directory = resolve_model(arguments.model, revision=arguments.revision, subfolder=arguments.subfolder)
+    output = write_bundle(directory, arguments.output)
+    print(
+        f"{output}: run it there: python -m monai.bundle run --config_file configs/inference.json "
+        "--bundle_root . --dataset_dir SCANS --output_dir OUT"
+    )
+
+
+def _export_file(arguments: argparse.Namespace) -> None:
     from ..export.formats import FORMATS, Export
     from ..hub.pull import resolve_model
     from ..model.unet import load_generator

@@ -45,8 +45,8 @@ class GalipPreTrainedModel(PreTrainedModel):
             if module.bias is not None:
                 init.zeros_(module.bias)
         elif isinstance(module, nn.Conv2d):
-            # Also the convolutions that latent diffusion sets to zero: small, and none of them dead.
-            init.xavier_normal_(module.weight, gain=0.02)
+            # Also the convolutions that latent diffusion sets to zero.
+            init.xavier_normal_(module.weight, gain=self.config.initializer_gain)
             if module.bias is not None:
                 init.zeros_(module.bias)
         elif isinstance(module, (nn.LayerNorm, nn.GroupNorm)):

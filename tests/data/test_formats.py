@@ -257,7 +257,8 @@ def test_a_window_is_written_over_the_sources_scale(tmp_path: Path) -> None:
         for suffix in (".png", ".tif"):
             path = write_volume(volume, tmp_path / f"out{largest}{suffix}", window=(-1000, 1000))
             stored = np.asarray(Image.open(path))
-            assert stored.dtype == dtype
+            # Older versions of Pillow open a PNG of 16 bits as int32.
+            assert stored.dtype == dtype or (largest == 65535 and stored.dtype == np.int32)
             expected = np.rint(np.clip((values + 1000) / 2000, 0, 1) * largest)
             np.testing.assert_array_equal(stored, expected)
     assert GreyScale(-1000, 1000, 255).clipped(values) == 1  # 1001 is within the rounding of 1000

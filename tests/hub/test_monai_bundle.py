@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from galip_hf import GalipError, GalipPipeline
+from galip_hf.cli import main
 from galip_hf.hub.monai_bundle import write_bundle
 from galip_hf.inference.volume_network import VolumeNetwork
 
@@ -50,6 +51,24 @@ def test_a_bundle_says_what_it_is(tmp_path: Path) -> None:
     with pytest.raises(GalipError, match=r"no config\.json in it"):
         write_bundle(tmp_path, tmp_path / "other")
     assert not (tmp_path / "other").exists()
+
+
+def test_the_command(model_directory: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    command = [
+        "export",
+        str(model_directory),
+        "--format",
+        "monai-bundle",
+        "--output",
+        str(tmp_path / "bundle"),
+    ]
+    assert main([*command, "--to", "T2"]) == 2
+    assert "--to has no meaning with --format monai-bundle" in capsys.readouterr().err
+    assert main(command) == 0
+    assert (tmp_path / "bundle/configs/inference.json").is_file()
+    assert "python -m monai.bundle run" in capsys.readouterr().out
+    assert main(command) == 2
+    assert "already exists" in capsys.readouterr().err
 
 
 def test_domains_of_several_rules_need_a_source(model_directory: Path, tmp_path: Path) -> None:

@@ -82,6 +82,7 @@ def test_wrong_type(tmp_path: Path, field: str, value: Any) -> None:
         ({"feed_forward_multiplier": 17}, r"feed_forward_multiplier is 17"),
         ({"norm_groups": 0}, r"norm_groups is 0"),
         ({"label_width": 4097}, r"label_width is 4097"),
+        ({"initializer_gain": 0.0}, r"initializer_gain is 0.0; expected 0.001..10"),
         ({"text_width": 0}, r"text_width is 0"),
         ({"text_length": 4097}, r"text_length is 4097"),
         ({"text_embedding_width": 0}, r"text_embedding_width is 0"),

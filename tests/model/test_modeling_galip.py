@@ -40,9 +40,12 @@ def test_number_of_parameters(conditioning: Any, count: int) -> None:
     assert sum(parameter.numel() for parameter in model.parameters()) == count
 
 
-def test_initialisation() -> None:
+@pytest.mark.parametrize("gain", [0.02, 1.0])
+def test_initialisation(gain: float) -> None:
     torch.manual_seed(0)
-    model = GalipForImageTranslation(tiny_config(base_channels=32, norm_groups=8)).requires_grad_(False)
+    options = {} if gain == 0.02 else {"initializer_gain": gain}  # 0.02, the authors', is the default
+    config = tiny_config(base_channels=32, norm_groups=8, **options)
+    model = GalipForImageTranslation(config).requires_grad_(False)
     for name, module in model.named_modules():
         if isinstance(module, nn.Linear):
             fan_out, fan_in = module.weight.shape
@@ -53,7 +56,7 @@ def test_initialisation() -> None:
             fan_out, fan_in = (side * module.weight[0, 0].numel() for side in module.weight.shape[:2])
             # A standard deviation of n values scatters by 1 / sqrt(2 n) of itself.
             tolerance = 5 / (2 * module.weight.numel()) ** 0.5
-            deviation = 0.02 * (2 / (fan_in + fan_out)) ** 0.5
+            deviation = gain * (2 / (fan_in + fan_out)) ** 0.5
             assert module.weight.std() == pytest.approx(deviation, rel=tolerance), name
         elif isinstance(module, (nn.GroupNorm, nn.LayerNorm)):
             assert (module.weight == 1).all(), name
