@@ -31,13 +31,18 @@ if TYPE_CHECKING:
 
 STATIC = Path(__file__).parent / "static"
 UNKNOWN = "as it looks"  # the choice of a source that leaves it to the input check
+# A person's head, of the package's own data; and a subject of the phantom that no training of ours uses.
+REAL_EXAMPLE = Path(__file__).parents[1] / "demo_data" / "head" / "head_T1.nii.gz"
 EXAMPLE_SEED, EXAMPLE_CONTRAST, EXAMPLE_PIXELS, EXAMPLE_SLICES = 1000, "T1", 128, 24
 _PROGRESS = gr.Progress()  # as a default value it is how Gradio knows where to put a request's progress
 EXAMPLE_SIZE = (2.0, 2.0, 6.0)  # mm; the phantom's field of view is 256 mm
 
 
-def example_head(path: Path) -> Path:
-    """Write a T1-weighted head of the procedural phantom, a subject that no training of ours uses."""
+def example_head(path: Path, *, is_real: bool) -> Path:
+    """Write a T1-weighted head as NIfTI, of a person or of the procedural phantom."""
+    if is_real:
+        nib.load(REAL_EXAMPLE).to_filename(path)
+        return path
     subject = phantom.make_subject(EXAMPLE_SEED, size=EXAMPLE_PIXELS, slices=EXAMPLE_SLICES)
     array = phantom.render(subject, EXAMPLE_CONTRAST)  # (S, H, W): superior up, rows from anterior
     image = nib.Nifti1Image(
@@ -63,7 +68,8 @@ class Page:
         self._results = root / "results"
         self._results.mkdir()
         self._sessions = Sessions(self._results)
-        self._example_scan = example_head(root / "example-T1.nii.gz")
+        is_real = not pipeline.processor.not_for_real_scans
+        self._example_scan = example_head(root / "example-T1.nii.gz", is_real=is_real)
         names = pipeline.config.domain_names
         self._example_source = next((name for name in names if contrast_of(name) == EXAMPLE_CONTRAST), None)
         self.blocks = self._blocks()

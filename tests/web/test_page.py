@@ -193,3 +193,10 @@ def test_the_example_on_a_phone(browser: Any, url: str) -> None:
         assert page.locator(f"canvas[aria-label='{canvas}']").bounding_box()["width"] > 300
     picture(page, "phone")
     page.context.close()
+
+
+def test_the_example_of_a_model_of_real_scans(tmp_path: Path) -> None:
+    from galip_hf.web.page import example_head
+
+    example = nib.load(example_head(tmp_path / "example.nii.gz", is_real=True))
+    assert example.shape[2] == 18 and example.header.get_zooms()[2] == pytest.approx(3, abs=0.1)
