@@ -30,7 +30,7 @@ def add_force(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--force",
         action="store_true",
-        help="take a model that is not for real scans, to translate synthetic ones",
+        help="translate scans that seem to be acquired with a model that is not for real scans",
     )
 
 

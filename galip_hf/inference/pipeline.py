@@ -73,9 +73,9 @@ class GalipPipeline:
     A generator is moved to `device` and converted to float32, whatever its weights were saved as; `precision`
     says what is computed in. Of an exported model both are its own.
 
-    A model that has seen synthetic images alone (`not_for_real_scans` of its processor) is refused with a
-    GalipError unless `force` is true: what a scan shows cannot tell a real head from a simulated one, so
-    whoever has a synthetic scan says so. Every report of a forced translation has a warning.
+    A model that has seen synthetic images alone (`not_for_real_scans` of its processor) translates scans that
+    look like these, and small arrays, with a warning in each report. Any other scan of 80 pixels or more a side
+    is taken for an acquired one and refused with a GalipError, unless `force` is true.
     """
 
     def __init__(
@@ -88,14 +88,10 @@ class GalipPipeline:
         name: str | None = None,
         force: bool = False,
     ) -> None:
-        if processor.not_for_real_scans and not force:
-            raise GalipError(
-                f"{name or 'model'}: not for real scans: {processor.not_for_real_scans}; use a model trained "
-                "on real scans, or for a synthetic scan --force (in Python force=True)"
-            )
         if precision not in (*PRECISIONS, "auto"):
             raise GalipError(f"precision is {precision!r}; expected one of {', '.join(PRECISIONS)}, auto")
         self.model = model
+        self._force = force
         self._autocast = "fp32"  # PyTorch's part in an exported model is to hand over the slices
         if isinstance(model, GalipGenerator):
             place = chosen_device(str(device))
@@ -133,12 +129,11 @@ class GalipPipeline:
                 `galip_hf.devices.chosen_precision`. With another runtime, see `inference.runtimes`.
             runtime: `torch`; `onnxruntime` or `openvino` for `model.onnx`, which `galip-hf export` wrote into
                 the directory, or for a `.onnx` file that is given as `model`.
-            force: load a model that is not for real scans all the same, to translate synthetic ones.
+            force: translate scans that seem to be acquired ones with a model that is not for real scans.
 
         Raises:
-            GalipError: no such model, one that is not for real scans (without `force`), weights or
-                configuration that do not fit, an unusable device, an unknown precision or runtime, a runtime
-                without its package or its file.
+            GalipError: no such model, weights or configuration that do not fit, an unusable device, an
+                unknown precision or runtime, a runtime without its package or its file.
         """
         options: dict[str, Any] = {
             "revision": revision, "token": token, "verify": verify, "subfolder": subfolder, "variant": variant
@@ -308,7 +303,10 @@ class GalipPipeline:
         }
         notes = [*volume.notes, *placement.notes]
         if self.processor.not_for_real_scans:
-            notes.insert(0, f"the model is not for real scans: {self.processor.not_for_real_scans}")
+            reason = f"the model is not for real scans: {self.processor.not_for_real_scans}"
+            if not self._force:
+                reliability.refuse_acquired_scan(volume, source_report["input_check"], reason)
+            notes.insert(0, reason)
         if self._geometry is not None:
             notes += reliability.doubts_of_kind(volume, slices, body, self._geometry, hounsfield=hounsfield)
         translations = []

@@ -13,6 +13,7 @@ import numpy as np
 from ..data.input_statistics import find_spots, scan_score, slice_scores
 from ..data.skull import looks_skull_stripped
 from ..model.domain_statistics import DomainStatistics
+from ..model.errors import GalipError
 from ..model.slice_geometry import SliceGeometry
 
 if TYPE_CHECKING:
@@ -24,6 +25,9 @@ COLLAPSE_LEVEL = 0.02
 # Share of voxels far outside the intensity window from which on a report warns: a few bright vessels or some
 # dense bone are less.
 LARGEST_FAR_OUTSIDE = 0.01
+# Smallest side of a slice, in pixels, from which on a scan is taken for an acquired one: smaller arrays are
+# made for tests.
+LEAST_ACQUIRED_PIXELS = 80
 # How the warning of an input that fails the input check begins.
 UNLIKE = "the scan does not look like"
 # In CT nothing of the body is denser: enamel reaches about 3000 HU. A slice with this many such voxels holds
@@ -136,6 +140,26 @@ def doubts_of_kind(
     return doubts
 
 
+def refuse_acquired_scan(volume: "Volume", check: Mapping[str, Any], reason: str) -> None:
+    """For a model of synthetic images: refuse a scan that looks like none of them, as acquired scans do.
+
+    Args:
+        volume: the scan.
+        check: its `check_source`.
+        reason: why the model must not translate it.
+
+    Raises:
+        GalipError: it is refused.
+    """
+    looks_known = check["verdict"] != "unlike" or check["looks_like"] is not None
+    if not looks_known and min(volume.array.shape[-2:]) >= LEAST_ACQUIRED_PIXELS:
+        raise GalipError(
+            f"{volume.path or 'scan'}: {reason}, and the scan does not look like that (score "
+            f"{check['score']:.2f}, limit {check['limit']:.2f}); use a model trained on real scans, or --force "
+            "(in Python force=True)"
+        )
+
+
 def warnings_of(report: Mapping[str, Any]) -> list[str]:
     """What a reader of a translation's report should be told, a sentence each; a failed input check first."""
     source, target, look = report["source"], report["target"], report["input_check"]
@@ -186,5 +210,6 @@ __all__ = [
     "doubts_of_kind",
     "identity_check",
     "metal_slices",
+    "refuse_acquired_scan",
     "warnings_of",
 ]

@@ -94,7 +94,7 @@ class IntensityNormalizer:
         slice_geometry: `SliceGeometry.to_dict` of the training slices. See `set_geometry`.
         not_for_real_scans: why the model must not be used on scans of people or animals ("it was trained on
             ..."), for a model that has seen synthetic images alone; None for any other. `GalipPipeline`
-            refuses to load such a model unless it is forced to.
+            then refuses scans that seem to be acquired ones, unless it is forced to translate them.
 
     Raises:
         GalipError: neither or both of the first two, a rule, statistics, a geometry or a reason that do not

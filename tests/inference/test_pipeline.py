@@ -330,15 +330,22 @@ def test_warnings_are_printed(capsys, tmp_path: Path) -> None:
     assert names == ["o.json", "o.npy", "o_cycle.npy", "o_figure.png", "t2.npy"]
 
 
-def test_a_model_of_phantoms_refuses_scans(capsys, folder: Path, tmp_path: Path) -> None:
-    code, out, error = run(
-        capsys, folder, "--model", PHANTOM_MODEL, "--to", "T2", "--output", tmp_path / "out"
-    )
-    assert code == 2 and out == "" and error.count("\n") == 1 and "--force" in error
+def test_a_model_of_phantoms_refuses_acquired_scans(capsys, tmp_path: Path) -> None:
+    """Noise in an ellipse stands for a scan that looks like no phantom; small arrays are of tests."""
+    y, x = np.mgrid[-1:1:96j, -1:1:96j]
+    noise = np.random.default_rng(0).random((4, 96, 96)) * ((x / 0.6) ** 2 + (y / 0.8) ** 2 < 1)
+    np.save(tmp_path / "scan.npy", noise.astype(np.float32))
+    np.save(tmp_path / "small.npy", noise[:, 16:-17, 16:-17].astype(np.float32))
+    model = ["--model", PHANTOM_MODEL, "--from", "T1", "--to", "T2"]
+    code, out, error = run(capsys, tmp_path / "scan.npy", *model, "--output", tmp_path / "o.npy")
+    assert code == 2 and out == "" and error.count("\n") == 1 and "scan.npy" in error and "--force" in error
     assert "not for real scans: it was trained on the procedural brain phantom alone" in error
-    assert not (tmp_path / "out").exists()
-    with pytest.raises(GalipError, match="not for real scans"):
-        GalipPipeline.from_pretrained(PHANTOM_MODEL)
+    assert not (tmp_path / "o.npy").exists()
+    for scan, *force in (("small.npy",), ("scan.npy", "--force")):
+        code, out, _ = run(capsys, tmp_path / scan, *model, *force, "--output", tmp_path / f"o_{scan}")
+        assert code == 0 and out.startswith("warning: ") and NOT_REAL in out
+    np.save(tmp_path / "phantom.npy", head())
+    assert run(capsys, tmp_path / "phantom.npy", *model, "--output", tmp_path / "p.npy")[0] == 0
 
 
 def test_usage_mistakes(capsys, folder: Path, tmp_path: Path) -> None:
