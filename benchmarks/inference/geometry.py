@@ -1,12 +1,13 @@
-"""How much a translation depends on its scan's grid: PSNR against the true target, by what was done to it.
+"""How a translation depends on its scan's grid: PSNR against the true target, by what was done to it.
 
 python -m benchmarks.inference.geometry [--model DIRECTORY] [--subjects 4] [--output outputs/geometry.json]
 python -m benchmarks.inference.geometry --model examples/open_ms_model --head examples/data
 
-Test subjects of the phantom, T1 to T2, as NIfTI with 4 mm pixels; or the T1 and T2 of one real head. The scan is
-resampled, padded with air, shifted, turned or given a header of 1 mm, and the translation is put back onto the
-first grid before it is scored inside the body (protocol `fixed`). With the model's geometry and, for comparison,
-with `native`. "Target" is the true target that went the same way: what is lost whatever the translator does.
+Test subjects of the phantom, T1 to T2, as NIfTI with 4 mm pixels; or the T1 and T2 of one real head. The
+scan is resampled, padded with air, shifted, turned or given a header of 1 mm, and the translation is put back
+onto the first grid before it is scored inside the body (protocol `fixed`). With the model's geometry and, for
+comparison, with `native`. "Target" is the true target that went the same way: what is lost whatever the
+translator does.
 """
 
 import argparse

@@ -74,8 +74,8 @@ class GalipPipeline:
     says what is computed in. Of an exported model both are its own.
 
     A model that has seen synthetic images alone (`not_for_real_scans` of its processor) translates scans that
-    look like these, and small arrays, with a warning in each report. Any other scan of 80 pixels or more a side
-    is taken for an acquired one and refused with a GalipError, unless `force` is true.
+    look like these, and small arrays, with a warning in each report. Any other scan of 80 pixels or more a
+    side is taken for an acquired one and refused with a GalipError, unless `force` is true.
     """
 
     def __init__(

@@ -155,8 +155,8 @@ def refuse_acquired_scan(volume: "Volume", check: Mapping[str, Any], reason: str
     if not looks_known and min(volume.array.shape[-2:]) >= LEAST_ACQUIRED_PIXELS:
         raise GalipError(
             f"{volume.path or 'scan'}: {reason}, and the scan does not look like that (score "
-            f"{check['score']:.2f}, limit {check['limit']:.2f}); use a model trained on real scans, or --force "
-            "(in Python force=True)"
+            f"{check['score']:.2f}, limit {check['limit']:.2f}); use a model trained on real scans, or "
+            "--force (in Python force=True)"
         )
 
 
