@@ -287,7 +287,7 @@ class GalipPipeline:
         hounsfield = self._modality(source) in HOUNSFIELD_MODALITIES
         placement = self._place(volume, slices, body, settings)
         resized = placement.resize(slices)
-        source_report = {
+        source_report: dict[str, Any] = {
             "source": source,
             "source_given": given,
             "source_rule": self.processor.intensity_rules[source],
