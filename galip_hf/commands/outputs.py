@@ -40,12 +40,13 @@ def checked_model_output(arguments: argparse.Namespace) -> Path:
 def save_derived_model(
     model: "GalipForImageTranslation", original: "IntensityNormalizer", directory: Path
 ) -> None:
-    """Weights and processor of a model made from another, with the other's statistics and geometry."""
+    """Weights and processor of a model made from another, with all that the other's knows of its training."""
     from ..model.image_processing_galip import GalipImageProcessor
 
     processor = GalipImageProcessor(model.config.domains)
     processor.set_statistics(original.statistics)
     processor.set_geometry(original.geometry)
+    processor.set_not_for_real_scans(original.not_for_real_scans)
     model.save_pretrained(directory)
     processor.save_pretrained(directory)
 

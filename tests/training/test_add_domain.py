@@ -138,7 +138,9 @@ def test_the_command_keeps_the_statistics_of_the_old_domains(
     processor = GalipImageProcessor.from_pretrained(old_model)
     slices = np.random.default_rng(0).random((4, 32, 32), dtype=np.float32)
     processor.set_statistics({"T1": measure_domain([slices])})
+    processor.set_not_for_real_scans("it has seen phantoms alone")
     processor.save_pretrained(old_model)
     assert main(command(old_model, clip_directory, tmp_path / "new")) == 0
     kept = GalipImageProcessor.from_pretrained(tmp_path / "new")
     assert kept.domain_statistics == processor.domain_statistics
+    assert kept.not_for_real_scans == "it has seen phantoms alone"
